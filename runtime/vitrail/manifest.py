@@ -18,6 +18,9 @@ REQUIRED = ("vision_encoder", "projector", "decoder", "token_embeddings")
 Dialect = Literal["ort", "standard"]
 DType = Literal["float32", "float16"]
 VisionPrecision = Literal["float32", "float16", "int8"]
+Stage = Literal["vision_encoder", "projector", "decoder"]
+EngineBuilder = Literal["tensorrt", "tensorrt-rtx"]
+EnginePrecision = Literal["fp16", "bf16", "fp8", "int8"]
 TemplateName = Literal["internlm2-chat", "Hermes-2", "internvl2_5", "phi3-chat"]
 
 
@@ -106,6 +109,65 @@ class Parity(Record):
     max_abs_error: float
 
 
+class Shapes(Record):
+    """One input's shapes in an engine's profile."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+class EngineProfile(Record):
+    """Which shapes an engine takes: `tiles` (vision_encoder, projector), `decode` and `prefill` (decoder)."""
+
+    name: str
+    inputs: dict[str, Shapes]
+
+
+class EngineRecord(Record):
+    """One TensorRT engine of a stage, with the inputs and outputs of that stage's ONNX graph under the same names.
+
+    `dtype` is that of its float inputs and outputs, but for logits, which are float32. `targets` are compute
+    capabilities such as sm_86. `precision` is that of its activations; fp8 and int8 say how its matrices multiply.
+    `artifact` is its key in Manifest.artifacts. `parity` is of the graph that it was built from, to the same graph
+    in float32, both without a GPU: the lowest cosine and the largest error of all pictures tried.
+    """
+
+    stage: Stage
+    builder: EngineBuilder
+    builder_version: str
+    targets: tuple[str, ...]
+    precision: EnginePrecision
+    dtype: DType
+    profiles: tuple[EngineProfile, ...]
+    artifact: str
+    build_s: float
+    parity: Parity
+
+    @property
+    def max_tiles(self) -> int:
+        """Of vision_encoder and projector."""
+        (shapes,) = self.profiles[0].inputs.values()
+        return shapes.max[0]
+
+    @property
+    def slots(self) -> int:
+        """Of the decoder: rows of its KV cache that one step may cover."""
+        return self.profile("decode").inputs["past_lengths"].max[0]
+
+    @property
+    def capacity(self) -> int:
+        """Of the decoder: tokens that a slot holds, exactly."""
+        return self.profile("decode").inputs["past.0.key"].max[2]
+
+    def profile(self, name: str) -> EngineProfile:
+        return next(each for each in self.profiles if each.name == name)
+
+    def command(self, directory: Path | str = "DIR", *, target: str | None = None) -> str:
+        """What builds this engine again with the builder that is installed, for `target` or for its own."""
+        return engine_command(self.stage, self.builder, target or ",".join(self.targets), directory=directory)
+
+
 class Manifest(Record):
     version: Literal[1] = 1
     name: str
@@ -116,6 +178,42 @@ class Manifest(Record):
     prompt: PromptContract
     artifacts: dict[str, Artifact]
     parity: tuple[Parity, ...] = ()
+    engines: tuple[EngineRecord, ...] = ()
+
+    def engine(
+        self,
+        stage: Stage,
+        builder: EngineBuilder,
+        target: str,
+        *,
+        builder_version: str | None = None,
+        directory: Path | str = "DIR",
+    ) -> EngineRecord:
+        """The engine of `stage` for `target`, such as sm_86, built by `builder`, and by that version if one is given.
+
+        Raises ArtifactError naming what is there, what is needed and the command that builds it.
+        """
+        cure = f"build one with: {engine_command(stage, builder, target, directory=directory)}"
+        of_stage = [each for each in self.engines if each.stage == stage]
+        if not of_stage:
+            raise ArtifactError(f"there is no engine of {stage} for {builder} on {target}; {cure}")
+        fitting = [each for each in of_stage if each.builder == builder and target in each.targets]
+        if not fitting:
+            found = ", ".join(f"{each.builder} on {'/'.join(each.targets)}" for each in of_stage)
+            raise ArtifactError(f"{stage} has engines for {found}; {builder} on {target} is needed; {cure}")
+        engine = fitting[-1]
+        if builder_version not in (None, engine.builder_version):
+            raise ArtifactError(
+                f"the engine of {stage} was built by {builder} {engine.builder_version}, "
+                f"{builder_version} is installed; {cure}"
+            )
+        return engine
+
+    @property
+    def graphs(self) -> dict[str, Artifact]:
+        """The artifacts that every provider needs: all but the engines."""
+        engines = {each.artifact for each in self.engines}
+        return {name: artifact for name, artifact in self.artifacts.items() if name not in engines}
 
     def write(self, directory: Path) -> None:
         """Write atomically: a directory without a manifest is a half-written export."""
@@ -163,11 +261,15 @@ def load_manifest(directory: Path, *, contents: bool = False) -> Manifest:
 
 
 def _check_files(manifest: Manifest, directory: Path) -> None:
-    """Presence and size of every artifact (cheap); `check_hashes` compares the contents."""
-    missing = [name for name in REQUIRED if name not in manifest.artifacts]
+    """Presence and size of every artifact but the engines (cheap); `check_hashes` compares the contents."""
+    missing = [
+        name
+        for name in (*REQUIRED, *(each.artifact for each in manifest.engines))
+        if name not in manifest.artifacts
+    ]
     if missing:
         raise ArtifactError(f"the manifest in '{directory}' names no artifact '{missing[0]}'; export again")
-    for artifact in manifest.artifacts.values():
+    for artifact in manifest.graphs.values():
         file = directory / artifact.path
         if not file.is_file():
             raise ArtifactError(
@@ -180,12 +282,43 @@ def _check_files(manifest: Manifest, directory: Path) -> None:
 
 
 def check_hashes(manifest: Manifest, directory: Path) -> None:
-    """Raise ArtifactError naming the first artifact whose content is not what was exported."""
-    for artifact in manifest.artifacts.values():
+    """Raise ArtifactError naming the first artifact whose content is not what was exported.
+
+    Engines are looked at by who runs them, with `engine_file`: a bad one is no reason to refuse another provider.
+    """
+    for artifact in manifest.graphs.values():
         if sha256(directory / artifact.path) != artifact.sha256:
             raise ArtifactError(
                 f"'{directory / artifact.path}' does not match its hash in the manifest: damaged; export again"
             )
+
+
+def engine_file(manifest: Manifest, engine: EngineRecord, directory: Path) -> Path:
+    """The engine's file, whole. Raises ArtifactError where it is missing or damaged, naming the command that builds it."""
+    artifact = manifest.artifacts[engine.artifact]
+    file = directory / artifact.path
+    cure = f"build it again with: {engine.command(directory)}"
+    if not file.is_file():
+        raise ArtifactError(
+            f"'{directory}' lacks the engine {artifact.path}, which its manifest names; {cure}"
+        )
+    if file.stat().st_size != artifact.size_bytes:
+        raise ArtifactError(
+            f"engine '{file}' has {file.stat().st_size} bytes, its manifest says {artifact.size_bytes}: damaged; {cure}"
+        )
+    if sha256(file) != artifact.sha256:
+        raise ArtifactError(f"engine '{file}' does not match its hash in the manifest: damaged; {cure}")
+    return file
+
+
+def engine_command(
+    stage: Stage, builder: EngineBuilder, targets: str, *, directory: Path | str = "DIR"
+) -> str:
+    """The command that builds the engines of `directory` for `targets`, that of `stage` among them."""
+    decoder = " --decoder" if stage == "decoder" else ""
+    # Full TensorRT builds on the device that runs the engine.
+    targets = "current" if builder == "tensorrt" else targets
+    return f"vitrail engine {directory} --with {builder} --targets {targets}{decoder}"
 
 
 def sha256(path: Path) -> str:
