@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ LAST_RATE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One step's loss, what to report of it, and how many samples it saw."""
+    """A part of one step: its loss, what to report of it, and how many samples it saw."""
 
     loss: Tensor
     figures: Mapping[str, float]
@@ -30,12 +30,12 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A model that learns from `lesson(rng, step)` and is kept in `<directory>/<name>.pt` and `.jsonl`."""
+    """A model that learns from the parts of `lesson(rng, step)` and is kept in `<directory>/<name>.pt` and `.jsonl`."""
 
     name: str
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
-    lesson: Callable[[random.Random, int], Lesson]
+    lesson: Callable[[random.Random, int], Iterable[Lesson]]
 
 
 def run(
@@ -53,11 +53,13 @@ def run(
     while (left := end - time.monotonic()) > 0:
         cooled = max(LAST_RATE, left / cooling_s) if cooling_s else 1.0
         set_rate(stage.optimizers, rate * min(1.0, (step + 1 - warm_from) / WARMUP_STEPS, cooled))
-        lesson = stage.lesson(rng, step)
-        learn(stage.optimizers, lesson.loss)
-        step, samples = step + 1, samples + lesson.samples
-        for name, figure in lesson.figures.items():
-            sums[name].append(figure)
+        for part in stage.lesson(rng, step):
+            part.loss.backward()
+            samples += part.samples
+            for name, figure in part.figures.items():
+                sums[name].append(figure)
+        step_all(stage.optimizers)
+        step += 1
         if step % REPORT_STEPS == 0:
             log.report(
                 step=step, samples=samples, **{name: sum(of) / len(of) for name, of in sorted(sums.items())}
@@ -69,8 +71,7 @@ def run(
     save(path, step=step, samples=samples, **parts_of(stage.model, stage.optimizers))
 
 
-def learn(optimizers: list[torch.optim.Optimizer], loss: Tensor) -> None:
-    loss.backward()
+def step_all(optimizers: list[torch.optim.Optimizer]) -> None:
     for each in optimizers:
         each.step()
         each.zero_grad(set_to_none=True)

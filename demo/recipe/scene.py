@@ -38,7 +38,7 @@ class Brush:
     rng: random.Random
     which: Faces = "train"
     draws: bool = True
-    sizes_px: tuple[int, int] = (20, 40)
+    sizes_px: tuple[int, int] = (28, 44)
 
     def page(self, width: int, height: int, background: tuple[int, int, int]) -> Page:
         return Page(width, height, background, draws=self.draws)

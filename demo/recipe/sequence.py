@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +25,10 @@ from vitrail.tiling import split
 TILE, TOKENS_PER_TILE = oracle.TILE, 64
 SIDE, SQUARE = 8, 28
 # Smaller type than this cannot be told apart by the vision tower, as that of a thumbnail.
-LEGIBLE_PX = 12
+LEGIBLE_PX = 17
 IGNORED = -100
+# Characters of one visual token that are told apart by their order.
+ORDER = 3
 Int64 = npt.NDArray[np.int64]
 
 
@@ -32,8 +36,9 @@ Int64 = npt.NDArray[np.int64]
 class Batch:
     """ids and targets [n, P] (targets IGNORED outside answers), and all pictures' tiles or codes in order.
 
-    names [t, 64]: the token that spells the first character in each visual token's square, or IGNORED.
+    names [t, 64, ORDER]: the tokens that spell the characters in each visual token's square from the left, or IGNORED.
     looks [n, P]: where in the sequence the visual token of the character stands that is to be written next, or IGNORED.
+    orders [n, P]: how many characters stand to the left of that one in the same square, at most ORDER - 1.
     """
 
     ids: Tensor
@@ -42,6 +47,7 @@ class Batch:
     codes: Tensor
     names: Tensor
     looks: Tensor
+    orders: Tensor
 
 
 @lru_cache(maxsize=1)
@@ -49,15 +55,26 @@ def image_context_id() -> int:
     return int(runtime_tokenizer().encode((Control("<IMG_CONTEXT>"),), 1)[0])
 
 
-def encode(scene: Scene) -> tuple[Int64, Int64, Int64]:
-    """ids [P] of the whole conversation; targets [P]: the next token where it belongs to an answer; looks [P]: the
-    place of the visual token where that token's character is printed, where it is printed once.
+class Spot(NamedTuple):
+    """Where a character is printed: its visual token, counted over all pictures, and its order in it from the left."""
+
+    square: int
+    order: int
+
+
+NOWHERE = Spot(IGNORED, 0)
+
+
+def encode(scene: Scene) -> tuple[Int64, Int64, Int64, Int64]:
+    """ids [P] of the whole conversation; targets [P]: the next token where it belongs to an answer; looks [P] and
+    orders [P]: the place of the visual token where that token's character is printed, where it is printed once, and
+    how many characters that square has to the left of it.
     """
     printed = printed_lines(scene)
     turns: list[tuple[str, tuple[Segment, ...]]] = []
     ids: list[int] = []
     targets: list[int] = []
-    looks: list[int] = []
+    looks: list[Spot] = []
     tiles = [tile_count(page) for page in scene.pages]
     for at, turn in enumerate(scene.turns):
         question = message(scene.skill, turn.question, len(tiles)) if at == 0 else turn.question
@@ -65,29 +82,41 @@ def encode(scene: Scene) -> tuple[Int64, Int64, Int64]:
         prompt = _ids(template_segments(turns, contract=CONTRACT))  # type: ignore[arg-type]
         answer = [*_ids(turn_segments(turn.answer, [])), *_ids((Control("<|im_end|>"),))]
         targets += [IGNORED] * (len(prompt) - len(ids) - 1) + answer
-        looks += [IGNORED] * (len(prompt) - len(ids) - 1) + _squares(turn.answer, len(answer), printed)
+        looks += [NOWHERE] * (len(prompt) - len(ids) - 1) + _spots(turn.answer, len(answer), printed)
         ids = [*prompt, *answer]
-        targets, looks = [*targets, IGNORED], [*looks, IGNORED]
+        targets, looks = [*targets, IGNORED], [*looks, NOWHERE]
         turns.append(("assistant", turn_segments(turn.answer, [])))
     places = np.flatnonzero(np.asarray(ids) == image_context_id())
-    absolute = [IGNORED if each == IGNORED else int(places[each]) for each in looks]
-    return np.asarray(ids), np.asarray(targets), np.asarray(absolute)
+    absolute = [IGNORED if each == NOWHERE else int(places[each.square]) for each in looks]
+    return (
+        np.asarray(ids),
+        np.asarray(targets),
+        np.asarray(absolute),
+        np.asarray([each.order for each in looks]),
+    )
 
 
-def printed_lines(scene: Scene) -> dict[str, list[int]]:
-    """Every line that is printed once -> its characters' visual tokens, counted over all pictures; IGNORED for spaces."""
-    lines: dict[str, list[int]] = {}
+def printed_lines(scene: Scene) -> dict[str, list[Spot]]:
+    """Every line that is printed once -> where its characters stand; NOWHERE for spaces."""
+    lines: dict[str, list[Spot]] = {}
     twice: set[str] = set()
     first = 0
     for page in scene.pages:
         for words, marks in page.runs:
             (twice.add if words in lines else lambda _: None)(words)
-            of_marks = iter(marks)
-            lines[words] = [
-                IGNORED if each == " " else first + _square(page, next(of_marks)) for each in words
-            ]
+            spots = iter(_ordered(first + _square(page, mark) for mark in marks))
+            lines[words] = [NOWHERE if each == " " else next(spots) for each in words]
         first += tile_count(page) * TOKENS_PER_TILE
-    return {words: squares for words, squares in lines.items() if words not in twice}
+    return {words: spots for words, spots in lines.items() if words not in twice}
+
+
+def _ordered(squares: Iterable[int]) -> list[Spot]:
+    """The squares of a line's characters from left to right, each with its order in its square."""
+    spots: list[Spot] = []
+    for square in squares:
+        order = spots[-1].order + 1 if spots and spots[-1].square == square else 0
+        spots.append(Spot(square, min(order, ORDER - 1)))
+    return spots
 
 
 def _square(page: Page, mark: Mark) -> int:
@@ -97,21 +126,21 @@ def _square(page: Page, mark: Mark) -> int:
     return tile * TOKENS_PER_TILE + row % SIDE * SIDE + column % SIDE
 
 
-def _squares(answer: str, tokens: int, printed: dict[str, list[int]]) -> list[int]:
-    """For each token of an answer and its end the square to look at; all IGNORED where tokens are not characters."""
-    squares = [
-        each for line in answer.split("\n") for each in (*printed.get(line, [IGNORED] * len(line)), IGNORED)
+def _spots(answer: str, tokens: int, printed: dict[str, list[Spot]]) -> list[Spot]:
+    """For each token of an answer and its end where to look; all NOWHERE where tokens are not characters."""
+    spots = [
+        each for line in answer.split("\n") for each in (*printed.get(line, [NOWHERE] * len(line)), NOWHERE)
     ]
-    return squares if len(squares) == tokens else [IGNORED] * tokens
+    return spots if len(spots) == tokens else [NOWHERE] * tokens
 
 
 def batch(scenes: list[Scene], *, pixels: bool) -> Batch:
     """Scenes padded to one length. pictures: uint8 [t, 3, 224, 224], or with pixels=False codes [t, 256, 192]."""
     encoded = [encode(scene) for scene in scenes]
-    shape = (len(scenes), max(len(ids) for ids, _, _ in encoded))
-    ids, targets, looks = np.zeros(shape, np.int64), np.full(shape, IGNORED), np.full(shape, IGNORED)
+    shape = (len(scenes), max(len(parts[0]) for parts in encoded))
+    ids, targets, looks, orders = (np.full(shape, fill) for fill in (0, IGNORED, IGNORED, 0))
     for row, parts in enumerate(encoded):
-        for whole, part in zip((ids, targets, looks), parts, strict=True):
+        for whole, part in zip((ids, targets, looks, orders), parts, strict=True):
             whole[row, : len(part)] = part
     pages = [page for scene in scenes for page in scene.pages]
     codes = torch.from_numpy(np.concatenate([page_codes(page) for page in pages]))
@@ -121,21 +150,23 @@ def batch(scenes: list[Scene], *, pixels: bool) -> Batch:
         torch.from_numpy(targets),
         pictures,
         codes,
-        first_characters(codes),
+        characters_of(codes),
         torch.from_numpy(looks),
+        torch.from_numpy(orders),
     )
 
 
-def first_characters(codes: Tensor) -> Tensor:
-    """Codes [t, 256, 192] -> token ids [t, 64]: the leftmost character of each square of 2 x 2 patches."""
+def characters_of(codes: Tensor) -> Tensor:
+    """Codes [t, 256, 192] -> token ids [t, 64, ORDER]: the characters of each square of 2 x 2 patches from the left."""
     tiles, side = codes.shape[0], oracle.GRID // 2
     halves = codes.view(tiles, side, 2, side, 2, 2, CODE_CLASSES).permute(0, 1, 3, 2, 4, 5, 6)
     columns = halves.reshape(tiles, side * side, 2, 4, CODE_CLASSES).sum(2)
     share, character = columns[..., 1 : 1 + len(CHARACTERS)].max(-1)
     is_there = share > 0.5
-    first = is_there.float().argmax(-1, keepdim=True)
-    spelled = character_ids()[character.gather(-1, first)].squeeze(-1)
-    return torch.where(is_there.any(-1), spelled, IGNORED)
+    place = torch.where(is_there, is_there.cumsum(-1) - 1, ORDER).clamp(max=ORDER)
+    spelled = torch.full((*place.shape[:2], ORDER + 1), IGNORED)
+    spelled.scatter_(-1, place, character_ids()[character])
+    return spelled[..., :ORDER]
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def stage(
         model.start_from(directory)
     context = image_context_id()
 
-    def lesson(rng: random.Random, _step: int) -> Lesson:
+    def lesson(rng: random.Random, _step: int) -> Iterator[Lesson]:
         scenes = curriculum.scenes(
             rng, curriculum.WITH_PIXELS, tiles=TILES, draws=True, most_tiles=most_tiles
         )
@@ -72,7 +73,7 @@ def stage(
         found = accuracy(outputs[1][len(data.pictures) :], codes)
         figures = {"loss": answers.loss.item(), "found": found, scenes[0].skill: answers.right}
         loss = answers.total + VISION_SHARE * sum(parts.values(), torch.zeros(()))
-        return Lesson(loss, figures, len(scenes))
+        yield Lesson(loss, figures, len(scenes))
 
     group = optimizers(model, muon_lr=muon_lr, adam_lr=adam_lr)
     return Stage("joint", model, group, lesson)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from demo.recipe import curriculum, oracle
 from demo.recipe.loop import Lesson, Stage
 from demo.recipe.model import DemoModel, Shape
 from demo.recipe.muon import optimizers
-from demo.recipe.sequence import IGNORED, Batch, batch, image_context_id
+from demo.recipe.sequence import IGNORED, ORDER, Batch, batch, image_context_id
 from demo.recipe.state import load, normalized
 from demo.recipe.vision import VisionModel
 
-TILES = 12
-NOISE, NAMED_SHARE, LOOKED_SHARE, WATCHED_HEADS = 0.25, 0.5, 0.5, 2
+TILES, PARTS = 10, 3
+NOISE, NAMED_SHARE, LOOKED_SHARE = 0.25, 0.5, 0.5
 FIRST_STEPS = 1000
 MOST_TILES = 13
 
@@ -52,13 +53,16 @@ def stage(*, eyes: Eyes | None = None, most_tiles: int = MOST_TILES) -> Stage:
     model.vision_model.requires_grad_(False)
     context = image_context_id()
 
-    def lesson(rng: random.Random, step: int) -> Lesson:
+    def lesson(rng: random.Random, step: int) -> Iterator[Lesson]:
         shares = curriculum.FIRST if step < FIRST_STEPS else curriculum.MIXED
-        drawn = curriculum.scenes(rng, shares, tiles=TILES, draws=eyes is not None, most_tiles=most_tiles)
-        data = batch(drawn, pixels=eyes is not None)
-        features = features_of(data.pictures) if eyes is None else eyes(data.pictures)
-        answers = answer_loss(model, data, features, context)
-        return Lesson(answers.total, {**answers.figures, drawn[0].skill: answers.right}, len(drawn))
+        for _ in range(PARTS):
+            drawn = curriculum.scenes(rng, shares, tiles=TILES, draws=eyes is not None, most_tiles=most_tiles)
+            data = batch(drawn, pixels=eyes is not None)
+            features = features_of(data.pictures) if eyes is None else eyes(data.pictures)
+            answers = answer_loss(model, data, features, context)
+            yield Lesson(
+                answers.total / PARTS, {**answers.figures, drawn[0].skill: answers.right}, len(drawn)
+            )
 
     return Stage("text", model, optimizers(model, muon_lr=0.015, adam_lr=4e-3), lesson)
 
@@ -67,10 +71,12 @@ def stage(*, eyes: Eyes | None = None, most_tiles: int = MOST_TILES) -> Stage:
 class Answers:
     """loss: mean cross entropy of the answers' tokens; right: the share of them that is predicted.
 
-    named: cross entropy of each visual token's first character, predicted where the token stands. It teaches what
+    named: cross entropy of each visual token's characters, predicted where the token stands. It teaches what
     the code means at once, so that only where to look is left to be found by answering.
     looked: cross entropy of the watched heads' attention with the visual token of the character to write next.
     Without it, answers stayed at the frequencies of characters for as long as was tried (5,000 samples).
+    There is one such head for the first character of a token, one for the second and one for the third: the one
+    whose turn it is looks there, the others at the beginning of the sequence.
     """
 
     loss: Tensor
@@ -88,36 +94,49 @@ class Answers:
 
 
 def answer_loss(model: DemoModel, data: Batch, features: Tensor, context: int) -> Answers:
-    names = torch.full_like(data.targets, IGNORED)
-    names[data.ids == context] = data.names.flatten()
     with torch.autocast(features.device.type, dtype=torch.bfloat16):
         embeds = model.spliced(data.ids, model.project(features), context)
         kept: list[Tensor] = []
         hidden = model.language_model.hidden(embeds, kept)
-        answers, named = (
-            model.language_model.output(hidden[each != IGNORED]).float() for each in (data.targets, names)
-        )
-    targets, names = data.targets[data.targets != IGNORED], names[names != IGNORED]
+        answers = model.language_model.output(hidden[data.targets != IGNORED]).float()
+        named = named_loss(model, hidden[data.ids == context], data.names.flatten(0, 1))
+    targets = data.targets[data.targets != IGNORED]
     return Answers(
         loss=functional.cross_entropy(answers, targets),
         right=(answers.argmax(-1) == targets).float().mean().item(),
-        named=functional.cross_entropy(named, names) if len(names) else torch.zeros(()),
-        looked=looked_loss(kept[0], kept[1], data.looks),
+        named=named,
+        looked=looked_loss(kept[0], kept[1], data.looks, data.orders),
     )
 
 
-def looked_loss(query: Tensor, key: Tensor, looks: Tensor) -> Tensor:
-    """How far the first WATCHED_HEADS heads [n, heads, P, size] are from looking at `looks` [n, P]."""
+def named_loss(model: DemoModel, hidden: Tensor, names: Tensor) -> Tensor:
+    """How far the characters [m, ORDER] of visual tokens are from what their hidden states [m, d] tell.
+
+    Each order has its own rotation of the state's numbers before the same output matrix.
+    """
+    width = hidden.shape[-1] // ORDER
+    told = torch.stack([hidden.roll(order * width, -1) for order in range(ORDER)], 1)
+    is_named = names != IGNORED
+    if not is_named.any():
+        return torch.zeros(())
+    return functional.cross_entropy(model.language_model.output(told[is_named]).float(), names[is_named])
+
+
+def looked_loss(query: Tensor, key: Tensor, looks: Tensor, orders: Tensor) -> Tensor:
+    """How far the first ORDER heads [n, heads, P, size] are from looking at `looks` [n, P] in their `orders` [n, P]."""
     rows, places = (looks != IGNORED).nonzero(as_tuple=True)
     if not len(rows):
         return torch.zeros(())
-    queries = query[rows, :WATCHED_HEADS, places].float()
-    keys = key[:, :WATCHED_HEADS].float()[rows]
+    queries = query[rows, :ORDER, places].float()
+    keys = key[:, :ORDER].float()[rows]
     scores = torch.einsum("mhd,mhpd->mhp", queries, keys) * query.shape[-1] ** -0.5
     later = torch.arange(key.shape[2]) > places[:, None]
     scores = scores.masked_fill(later[:, None], float("-inf"))
-    targets = looks[rows, places][:, None].expand(-1, WATCHED_HEADS)
-    return functional.cross_entropy(scores.flatten(0, 1), targets.flatten())
+    is_turn = torch.arange(ORDER) == orders[rows, places][:, None]
+    targets = torch.where(is_turn, looks[rows, places][:, None], 0)
+    weight = torch.where(is_turn, 1.0, 0.5)
+    each = functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none")
+    return (each * weight.flatten()).sum() / weight.sum()
 
 
 def features_of(codes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from demo.recipe.state import normalized
 from demo.recipe.vision import VisionModel
 
 DENSE, SCENES = 11, 5
-SMALLEST_PX, LARGEST_PX = 18, 40
+SMALLEST_PX, LARGEST_PX = 24, 48
 BLANK_WEIGHT = 0.15
 Labelled = tuple[npt.NDArray[np.uint8], oracle.Float32, oracle.Int64]
 
@@ -98,7 +99,7 @@ def stage(*, dense: int = DENSE, scenes: int = SCENES) -> Stage:
     """`dense` tiles full of characters and `scenes` tiles of the pictures that questions are asked about, each step."""
     model = VisionStage(Shape())
 
-    def lesson(rng: random.Random, _step: int) -> Lesson:
+    def lesson(rng: random.Random, _step: int) -> Iterator[Lesson]:
         pages = [dense_tile(rng, smallest_px=SMALLEST_PX, largest_px=LARGEST_PX) for _ in range(dense)]
         tiles, codes, cover = labelled(
             [labelled_tile(page, rng) for page in (*pages, *scene_pages(rng, scenes))]
@@ -108,6 +109,6 @@ def stage(*, dense: int = DENSE, scenes: int = SCENES) -> Stage:
         parts = losses(outputs, codes, cover)
         figures = {name: part.item() for name, part in parts.items()}
         found = accuracy(outputs[1][:dense], codes[:dense]) if dense else 0.0
-        return Lesson(sum(parts.values(), torch.zeros(())), {**figures, "found": found}, dense + scenes)
+        yield Lesson(sum(parts.values(), torch.zeros(())), {**figures, "found": found}, dense + scenes)
 
     return Stage("vision", model, optimizers(model, muon_lr=0.02, adam_lr=2e-3), lesson)

@@ -16,7 +16,7 @@ def bar_charts(brush: Brush) -> Scene:
     rng = brush.rng
     page = brush.page(TILE, TILE, (255, 255, 255))
     count = rng.randint(2, 5)
-    style = random_type(rng, (20, 20, 20), 18, 20, which=brush.which)
+    style = random_type(rng, (20, 20, 20), 26, 30, which=brush.which)
     labels, names = rng.sample(LABELS, count), rng.sample(sorted(COLOURS), count)
     values = rng.sample(range(5, 100), count)
     pitch = (TILE - 16) / count
