@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from vitrail.errors import ArtifactError, ExportError
 from vitrail.manifest import FILENAME, Manifest, Parity, check_hashes, load_manifest
+from vitrail.providers import Cpu, Provider
 from vitrail.session import Step
-from vitrail.session.ort import OrtDecoder, OrtVision
+from vitrail.session.open import open_decoder, open_vision
 from vitrail_export.checkpoint import Checkpoint
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -30,7 +31,11 @@ VISION_FLOORS = {**FLOORS, "int8": 0.999}
 
 
 def verify(
-    artifacts: Path, source: str | Path, *, report: Report = lambda _stage: None
+    artifacts: Path,
+    source: str | Path,
+    *,
+    report: Report = lambda _stage: None,
+    provider: Provider = Cpu(),  # noqa: B008 (frozen)
 ) -> tuple[Parity, ...]:
     """Run the artifacts beside the reference of checkpoint `source`; record and return each stage's parity.
 
@@ -42,7 +47,7 @@ def verify(
     manifest, checkpoint = load_manifest(artifacts), Checkpoint.open(source)
     check_hashes(manifest, artifacts)
     check_same_model(manifest, checkpoint)
-    reference, stages = Reference(checkpoint), Stages(artifacts, manifest)
+    reference, stages = Reference(checkpoint), Stages(artifacts, manifest, provider)
 
     report("vision_encoder")
     features = reference.features(sample_tiles(manifest))
@@ -89,26 +94,42 @@ def check_finite(artifacts: Path, *, report: Report) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The artifacts on ONNX Runtime, a session at a time, as they are served.
+    """The artifacts on a provider, a session at a time, as they are served.
 
-    But for float16 weights, which run unoptimized: optimizing would hold float32 copies of all of them on a CPU.
+    But for float16 weights on a CPU, which run unoptimized: optimizing would hold float32 copies of all of them.
     """
 
     artifacts: Path
     manifest: Manifest
+    provider: Provider = Cpu()  # noqa: RUF009 (frozen)
 
     def features(self) -> Array:
-        optimize = self.manifest.vision.precision != "float16"
-        runner = OrtVision(self.artifacts, self.manifest, stages=["vision_encoder"], optimize=optimize)
-        return runner.encode(sample_tiles(self.manifest))
+        vision = open_vision(
+            self.artifacts,
+            self.manifest,
+            self.provider,
+            stages=["vision_encoder"],
+            optimize=self.optimize(self.manifest.vision.precision),
+        )
+        return vision.encode(sample_tiles(self.manifest))
 
     def embeds(self, features: Array) -> Array:
-        return OrtVision(self.artifacts, self.manifest, stages=["projector"]).project(features)
+        vision = open_vision(self.artifacts, self.manifest, self.provider, stages=["projector"])
+        return vision.project(features)
+
+    def optimize(self, precision: str) -> bool:
+        return precision != "float16" or not isinstance(self.provider, Cpu)
 
     def logits(self, prompt: Array) -> Array:
         """Logits [P - VISUAL_TOKENS, vocab] of the last positions of a prompt [P, d]."""
-        optimize = self.manifest.decoder.precision != "float16"
-        session = OrtDecoder(self.artifacts, self.manifest, slots=1, capacity=len(prompt), optimize=optimize)
+        session = open_decoder(
+            self.artifacts,
+            self.manifest,
+            self.provider,
+            slots=1,
+            capacity=len(prompt),
+            optimize=self.optimize(self.manifest.decoder.precision),
+        )
         step = Step(
             first_slot=0,
             inputs_embeds=prompt[None],

@@ -22,10 +22,12 @@ from vitrail.look import Seen, look
 from vitrail.manifest import load_manifest
 from vitrail.options import read_options
 from vitrail.prompt import render
+from vitrail.providers import parse_provider, with_threads
+from vitrail.session.open import open_decoder, open_vision
 from vitrail.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Self
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from vitrail.decoder import Statistics
     from vitrail.manifest import Manifest
     from vitrail.messages import Messages
+    from vitrail.providers import Provider
     from vitrail.sequence import Sink
     from vitrail.session import VisionSession
     from vitrail.tokenizer import Tokenizer
@@ -79,18 +82,16 @@ class Engine:
         default_deadline_s: float = Settings.default_deadline_s,
         prefix_cache: bool = Settings.prefix_cache,
         threads: int = 0,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        provider: Provider | str = "cpu",
         tiles_per_run: int = 8,
         feature_cache_bytes: int = DEFAULT_LIMIT_BYTES,
     ) -> Self:
         """The engine of an export, with the decoder's `Settings`.
 
-        threads 0: one per core; providers: onnxruntime's; tiles_per_run bounds the vision encoder's memory,
-        feature_cache_bytes what is kept of tiles that it has seen. Raises ArtifactError for a directory that is no
-        whole export, OptionError for a setting or provider.
+        threads 0: one per core; provider: what computes, such as cuda:0, see `vitrail.providers`; tiles_per_run bounds the vision
+        encoder's memory, feature_cache_bytes what is kept of tiles that it has seen. Raises ArtifactError for a
+        directory that is no whole export, OptionError for a setting, or for a provider that cannot run here.
         """
-        from vitrail.session.ort import OrtDecoder, OrtVision  # noqa: PLC0415 - onnxruntime, only here
-
         settings = Settings(
             slots=slots,
             context_tokens=context_tokens,
@@ -99,14 +100,14 @@ class Engine:
             default_deadline_s=default_deadline_s,
             prefix_cache=prefix_cache,
         )
+        provider = parse_provider(provider) if isinstance(provider, str) else provider
+        provider = with_threads(provider, threads)
         path = Path(directory)
         manifest = load_manifest(path, contents=True)
         capacity = settings.capacity(manifest.decoder.context_tokens)
         tokenizer = load_tokenizer(path, manifest.tokenizer)
-        session = OrtDecoder(
-            path, manifest, slots=slots, capacity=capacity, threads=threads, providers=providers
-        )
-        vision = OrtVision(path, manifest, threads=threads, providers=providers, tiles_per_run=tiles_per_run)
+        session = open_decoder(path, manifest, provider, slots=slots, capacity=capacity)
+        vision = open_vision(path, manifest, provider, tiles_per_run=tiles_per_run)
         decoder = Decoder(session, tokenizer, manifest.tokenizer, settings)
         return cls(
             manifest=manifest,

@@ -14,6 +14,7 @@ from vitrail.decoder import Decoder, Settings
 from vitrail.errors import Busy, DeadlineExceeded, InvalidInput, ServerError
 from vitrail.look import Seen
 from vitrail.manifest import load_manifest
+from vitrail.providers import Cpu
 from vitrail.session.ort import OrtDecoder
 from vitrail.tokenizer import load_tokenizer
 from vitrail.triton.answering import Answering
@@ -68,7 +69,7 @@ def seen(tiles):
 @pytest.fixture
 def answering(artifacts, manifest):
     """Real parts but for the way to the vision models, which `see` replaces."""
-    session = OrtDecoder(artifacts, manifest, slots=1, capacity=2000, threads=1)
+    session = OrtDecoder(artifacts, manifest, slots=1, capacity=2000, provider=Cpu(threads=1))
     tokenizer = load_tokenizer(artifacts, manifest.tokenizer)
     decoder = Decoder(session, tokenizer, manifest.tokenizer, Settings(slots=1, queue_limit=1))
     decoder.start()

@@ -12,6 +12,7 @@ from vitrail.client import wire
 from vitrail.decoder import Settings
 from vitrail.errors import ArtifactError, InvalidInput, OptionError, ServerError
 from vitrail.manifest import load_manifest
+from vitrail.providers import Cuda
 from vitrail.triton import repository
 from vitrail.triton.question import SINGLE_OPTIONS, TILES_REUSED, VISION_STARTED
 from vitrail.triton.repository import (
@@ -85,7 +86,7 @@ def test_the_ensemble_passes_the_whole_question_on_and_its_types_are_the_decoder
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_a_written_repository_tells_models_and_clients_all_they_need(exported, tmp_path, checkpoint):
     artifacts = exported(checkpoint)
-    settings = ServingSettings(decoder=Settings(slots=3, context_tokens=600), threads=2, providers=("A", "B"))
+    settings = ServingSettings(decoder=Settings(slots=3, context_tokens=600), provider=Cuda(1, 2 << 30))
     out = write_repository(artifacts, tmp_path / "models", settings=settings)
     for model in (wire.VISION_ENCODER, wire.PROJECTOR, wire.DECODER):
         assert parameters(out, model)[wire.ARTIFACTS_PARAMETER] == str(artifacts)
@@ -153,7 +154,7 @@ def test_what_cannot_be_served_is_refused_before_anything_is_written(exported, t
     [
         ({"threads": -1}, "threads is -1"),
         ({"tiles_per_run": 0}, "from 1 to 128"),
-        ({"providers": ()}, "providers is empty"),
+        ({"threads": 2, "provider": Cuda()}, "threads is 2, but provider cuda:0 computes on a GPU"),
     ],
 )
 def test_settings_outside_their_range_are_refused(settings, words):
@@ -162,7 +163,13 @@ def test_settings_outside_their_range_are_refused(settings, words):
 
 
 def test_settings_that_were_edited_by_hand_are_refused_by_name():
-    for text in ("", "[]", "{}", '{"decoder": {"slots": 1}, "providers": [], "colour": 1}'):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"decoder": {"slots": 1}, "provider": "gpu"}',
+        '{"decoder": {"slots": 1}, "provider": "cpu", "colour": 1}',
+    ):
         with pytest.raises(OptionError):
             settings_from_json(text)
 

@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from vitrail.client.wire import delta_from_json
 from vitrail.manifest import load_manifest
+from vitrail.providers import Cpu
 from vitrail.session.ort import OrtVision
 from vitrail.triton.processes import wait_until
 
@@ -107,7 +108,9 @@ def test_a_backlog_is_no_single_run_while_a_large_picture_runs_whole(server):
 
 
 def test_more_tiles_than_one_run_holds_are_split_and_none_is_lost(server, tiles):
-    vision = OrtVision(server.artifacts, load_manifest(server.artifacts), threads=1, tiles_per_run=12)
+    vision = OrtVision(
+        server.artifacts, load_manifest(server.artifacts), provider=Cpu(threads=1), tiles_per_run=12
+    )
     features = infer(server, "vision_encoder", "tiles", tiles, output="features")
     np.testing.assert_allclose(features, vision.encode(tiles), atol=1e-4)
     embeds = infer(server, "projector", "features", features, output="image_embeds")

@@ -56,6 +56,7 @@ def artifacts(directory: Path, **settings: Any) -> Iterator[Target]:
             "tile_size": manifest.vision.tile_size,
             "tokens_per_tile": manifest.vision.tokens_per_tile,
             "slots": engine.statistics.slots,
+            "provider": str(settings.get("provider", "cpu")),
             "vision_precision": manifest.vision.precision,
             "decoder_precision": manifest.decoder.precision,
         }

@@ -14,7 +14,7 @@ import typer
 
 from vitrail.answer import collect
 from vitrail.cli.report import report_lines, tokens_per_s
-from vitrail.cli.terminal import command, stderr
+from vitrail.cli.terminal import PROVIDER_HELP, command, stderr
 from vitrail.errors import OptionError
 
 if TYPE_CHECKING:
@@ -92,6 +92,10 @@ def ask(
             show_default=False,
         ),
     ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(help=f"With --model. {PROVIDER_HELP} [default: cpu]", show_default=False),
+    ] = None,
     route: Annotated[
         str | None,
         typer.Option(help="auto, ensemble or direct (see docs). [default: auto]", show_default=False),
@@ -134,7 +138,8 @@ def ask(
         raise OptionError(f"--logprobs {logprobs} shows nothing without --json; add --json")
     messages = [{"role": "user", "content": _content(images or [], question)}]
     for_server = _given(url=url, route=route, header=header or None, tls_ca=tls_ca)
-    answering = _answering(model, context=context, for_server=for_server)
+    for_model = _given(context=context, provider=provider)
+    answering = _answering(model, for_model=for_model, for_server=for_server)
     signal.signal(signal.SIGTERM, _terminate)
     with answering as asked, closing(asked.stream(messages, **options)) as deltas:
         completion = collect(deltas if as_json or (n or 1) > 1 else _shown(deltas))
@@ -199,25 +204,25 @@ def _headers(headers: Sequence[str]) -> dict[str, str]:
 
 
 def _answering(
-    model: Path | None, *, context: int | None, for_server: dict[str, Any]
+    model: Path | None, *, for_model: dict[str, Any], for_server: dict[str, Any]
 ) -> AbstractContextManager[Asked]:
     """Who is to answer. Raises OptionError for what the other one would be given."""
     if model is None:
-        if context is not None:
-            raise OptionError(f"--context {context} is for --model; a server's is set by `vitrail serve`")
+        for name, value in for_model.items():
+            raise OptionError(f"--{name} {value} is for --model; a server's is set by `vitrail serve`")
         return _client(**for_server)
     if for_server:
         name = next(iter(for_server)).replace("_", "-")
         raise OptionError(f"--{name} is for a server, so --{name} and --model exclude each other; give one")
-    return _engine(model, context=context)
+    return _engine(model, **for_model)
 
 
 @contextmanager
-def _engine(model: Path, *, context: int | None) -> Iterator[Asked]:
+def _engine(model: Path, *, context: int | None = None, provider: str = "cpu") -> Iterator[Asked]:
     from vitrail.engine import Engine  # noqa: PLC0415
 
     with stderr.status(f"loading {model}"):
-        engine = Engine.load(model, context_tokens=context)
+        engine = Engine.load(model, context_tokens=context, provider=provider)
     with engine:
         yield engine
 

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from vitrail.cli.ask import DEFAULT_URL
-from vitrail.cli.terminal import INTERRUPTED, command, stderr
+from vitrail.cli.terminal import INTERRUPTED, PROVIDER_HELP, command, stderr
 from vitrail.errors import OptionError, VitrailError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def bench(
     timeout: Annotated[float, typer.Option(help="Seconds after which a request has failed.")] = 120.0,
     max_in_flight: Annotated[int, typer.Option(help="Requests at once in the open loop; more wait.")] = 128,
     slots: Annotated[int | None, typer.Option(help="Answers written at once, with --model.")] = None,
+    provider: Annotated[str | None, typer.Option(help=f"With --model. {PROVIDER_HELP}")] = None,
     shared_memory: Annotated[
         bool, typer.Option("--shared-memory", help="Hand tiles to a server on this machine in /dev/shm.")
     ] = False,
@@ -85,6 +86,8 @@ def bench(
 
     if url is not None and model is not None:
         raise OptionError("--url and --model exclude each other; give one")
+    if model is None and provider is not None:
+        raise OptionError(f"--provider {provider} is for --model; a server's is set by `vitrail serve`")
     if tiles is not None and image_size is not None:
         raise OptionError("--tiles and --image-size exclude each other; give one")
     if not 0 < timeout < 1e6:
@@ -109,7 +112,7 @@ def bench(
     )
     _check_outputs(out, plots)
     if model is not None:
-        target = _artifacts(model, slots)
+        target = _artifacts(model, slots=slots, provider=provider)
     else:
         target = _server(url or DEFAULT_URL, timeout, route=route, shared_memory=shared_memory)
     run = Run(workload, loads, Objective(slo_ttft_ms, slo_tpot_ms), timeout_s=timeout)
@@ -229,10 +232,10 @@ def _beside(out: Path, suffix: str) -> Path:
     return out.with_name(out.name.removesuffix(".json") + suffix)
 
 
-def _artifacts(model: Path, slots: int | None) -> AbstractContextManager[Target]:
+def _artifacts(model: Path, **settings: Any) -> AbstractContextManager[Target]:
     from vitrail.benchmark.target import artifacts  # noqa: PLC0415
 
-    return artifacts(model, **({} if slots is None else {"slots": slots}))
+    return artifacts(model, **{name: value for name, value in settings.items() if value is not None})
 
 
 def _server(url: str, timeout_s: float, **options: Any) -> AbstractContextManager[Target]:

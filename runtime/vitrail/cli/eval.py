@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from vitrail.cli.terminal import command, stderr
+from vitrail.cli.terminal import PROVIDER_HELP, command, stderr
 from vitrail.errors import InvalidInput, OptionError
 from vitrail.evaluation import report
 from vitrail.evaluation.compare import compare as compare_runs
@@ -65,6 +65,7 @@ def evaluate_task(
     images: Annotated[Path | None, typer.Option(help="Directory of its pictures. [default: --data]")] = None,
     split: Annotated[str | None, typer.Option(help="Of the benchmark; each task has its default.")] = None,
     model: Annotated[Path | None, typer.Option(help="Run these artifacts here.")] = None,
+    provider: Annotated[str | None, typer.Option(help=f"With --model. {PROVIDER_HELP}")] = None,
     url: Annotated[str | None, typer.Option(help="Ask the server at this gRPC address.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask so many samples only.")] = None,
     seed: Annotated[int, typer.Option(help="Of rendered pictures, and of which samples a limit leaves.")] = 0,
@@ -84,6 +85,8 @@ def evaluate_task(
         raise OptionError(f"give --task ({', '.join(TASKS)}) and --out RESULTS.jsonl")
     if (model is None) == (url is None):
         raise OptionError("give either --model DIR or --url HOST:PORT")
+    if model is None and provider is not None:
+        raise OptionError(f"--provider {provider} is for --model; a server's is set by `vitrail serve`")
     chosen = find_task(task)
     asking = Asking(
         prompt=chosen.prompt if prompt is None else prompt,
@@ -93,7 +96,9 @@ def evaluate_task(
     source = Source(data=data, images=images, split=split, seed=seed, limit=limit)
     plan = chosen.plan(source)
     signal.signal(signal.SIGTERM, _terminate)
-    with _engine(model, slots=concurrency) if model is not None else _server(str(url)) as answering:
+    with (
+        _server(str(url)) if model is None else _engine(model, slots=concurrency, provider=provider or "cpu")
+    ) as answering:
         run = _run(chosen, source, plan, asking, model=answering.name, precision=precision)
         records = _ask_all(
             plan, run, out, answer=answering.answer, asking=asking, concurrency=concurrency, resume=resume
@@ -192,11 +197,11 @@ def _progress(total: int) -> Iterator[_Shown]:
 
 
 @contextmanager
-def _engine(directory: Path, *, slots: int) -> Iterator[Model]:
+def _engine(directory: Path, *, slots: int, provider: str) -> Iterator[Model]:
     from vitrail.engine import Engine  # noqa: PLC0415
 
     with stderr.status(f"loading {directory}"):
-        engine = Engine.load(directory, slots=slots)
+        engine = Engine.load(directory, slots=slots, provider=provider)
     with engine:
         weights = {name: file.sha256 for name, file in engine.manifest.artifacts.items()}
         yield Model(engine.chat, f"{engine.manifest.name} {_digest(weights)}")

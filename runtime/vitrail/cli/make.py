@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from vitrail.cli.terminal import byte_progress, command, stderr
+from vitrail.cli.terminal import PROVIDER_HELP, byte_progress, command, stderr
 from vitrail.manifest import DType, Manifest, Parity, VisionPrecision
+from vitrail.providers import parse_provider
 
 
 class Precision(str, Enum):
@@ -97,12 +98,14 @@ def export(
 def verify(
     artifacts: Annotated[Path, typer.Argument(help="Directory that `vitrail export` wrote.")],
     against: Annotated[str, typer.Option(help="The checkpoint that it was made from.")],
+    provider: Annotated[str, typer.Option(help=PROVIDER_HELP)] = "cpu",
 ) -> None:
     """Compare artifacts with the float32 PyTorch reference, stage by stage, and record the result."""
     from vitrail_export.verify import verify as compare  # noqa: PLC0415
 
+    computing = parse_provider(provider)
     with stderr.status("loading the reference") as status:
-        found = compare(artifacts, against, report=status.update)
+        found = compare(artifacts, against, report=status.update, provider=computing)
     typer.echo("\n".join(_parity_lines(found)))
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitrail.cli.terminal import command, stderr
+from vitrail.cli.terminal import PROVIDER_HELP, command, stderr
 from vitrail.errors import OptionError
+from vitrail.providers import parse_provider
 
 if TYPE_CHECKING:
     from vitrail.triton.options import Tls
@@ -40,6 +41,7 @@ def serve(
     prefix_cache: Annotated[
         bool, typer.Option(help="Use again what is still cached of a prompt's beginning.")
     ] = True,
+    provider: Annotated[str, typer.Option(help=PROVIDER_HELP)] = "cpu",
     threads: Annotated[int, typer.Option(help="Of each session; 0 for one per physical core.")] = 0,
     tiles_per_run: Annotated[int, typer.Option(help="Bounds the vision encoder's memory.")] = 8,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate, for TLS on the gRPC port.")] = None,
@@ -78,6 +80,7 @@ def serve(
     )
     settings = ServingSettings(
         decoder=decoder,
+        provider=parse_provider(provider),
         threads=threads,
         tiles_per_run=tiles_per_run,
         feature_cache_bytes=feature_cache << 20,

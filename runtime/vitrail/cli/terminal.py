@@ -28,6 +28,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INTERRUPTED = 130
+PROVIDER_HELP = "What computes: cpu, cuda:0, cuda:1,memory=20GiB, tensorrt, tensorrt-rtx."
 stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 

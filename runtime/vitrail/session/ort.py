@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: the only users of onnxruntime. Providers are asserted, caches are bound in place."""
+"""Sessions on ONNX Runtime whose tensors lie in the host's memory; caches are bound in place."""
 
 from __future__ import annotations
 
@@ -7,70 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from vitrail.core import Float, Int32, Uint8
-from vitrail.errors import ArtifactError, InvalidInput, OptionError, ServerError
+from vitrail.errors import ArtifactError, InvalidInput, ServerError
 from vitrail.manifest import DecoderContract, Manifest
+from vitrail.providers import Cpu, Cuda
 from vitrail.session import Step
+from vitrail.session.inference import check_input, first_line, open_session
 
-CPU = "CPUExecutionProvider"
 DTYPES = {"float32": np.float32, "float16": np.float16}
-
-
-def open_session(
-    path: Path, *, threads: int, providers: Sequence[str], optimize: bool = True
-) -> ort.InferenceSession:
-    """A session whose requested execution providers are all active. threads 0: one per physical core.
-
-    Raises OptionError for a provider that is unknown here or did not become active, ArtifactError for a bad file.
-    """
-    missing = [name for name in providers if name not in ort.get_available_providers()]
-    if missing:
-        raise OptionError(
-            f"execution provider {missing[0]} is not in this onnxruntime (it has {', '.join(ort.get_available_providers())}); "
-            f"install the package that has it, for CUDA: pip install 'vitrail[gpu]'"
-        )
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Vision and decoder share the cores, in one process or several: threads that spin while they wait take them away.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = ort.InferenceSession(path, options, providers=list(providers))
-    except Exception as error:
-        raise ArtifactError(
-            f"onnxruntime cannot load {path.name}: {_first_line(error)}; export again"
-        ) from error
-    inactive = [name for name in providers if name not in session.get_providers()]
-    if inactive:
-        raise OptionError(
-            f"execution provider {inactive[0]} was requested but is not active (active: {', '.join(session.get_providers())}); "
-            f"its libraries or driver are missing"
-        )
-    return session
-
-
-def check_input(
-    session: ort.InferenceSession, stage: str, name: str, *, dtype: str, shape: Sequence[int | None]
-) -> None:
-    """Raise ArtifactError unless the graph has this input as the manifest describes it; None is any size."""
-    given = {each.name: each for each in session.get_inputs()}.get(name)
-    wanted = {"float32": "tensor(float)", "float16": "tensor(float16)", "uint8": "tensor(uint8)"}[dtype]
-    if given is None or given.type != wanted or not _fits(given.shape, shape):
-        found = "no such input" if given is None else f"{given.type} {given.shape}"
-        raise ArtifactError(
-            f"the manifest does not describe {stage}.onnx: input '{name}' should be {wanted} {list(shape)}, "
-            f"the graph has {found}; export again"
-        )
-
-
-def _fits(given: Sequence[int | str], wanted: Sequence[int | None]) -> bool:
-    return len(given) == len(wanted) and all(
-        size is None or size == found for found, size in zip(given, wanted, strict=True)
-    )
 
 
 def open_table(path: Path, contract: DecoderContract) -> Float:
@@ -78,16 +23,12 @@ def open_table(path: Path, contract: DecoderContract) -> Float:
     try:
         table: Float = np.load(path, mmap_mode="r")
     except (ValueError, OSError) as error:
-        raise ArtifactError(f"{path.name} is no array ({_first_line(error)}); export again") from error
+        raise ArtifactError(f"{path.name} is no array ({first_line(error)}); export again") from error
     if table.shape != (contract.vocab_size, contract.hidden_size):
         raise ArtifactError(
             f"{path.name} is {list(table.shape)}, the manifest says {[contract.vocab_size, contract.hidden_size]}; export again"
         )
     return table
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
 
 
 class OrtVision:
@@ -98,8 +39,7 @@ class OrtVision:
         directory: Path,
         manifest: Manifest,
         *,
-        threads: int = 0,
-        providers: Sequence[str] = (CPU,),
+        provider: Cpu | Cuda = Cpu(),  # noqa: B008 (frozen)
         tiles_per_run: int = 8,
         stages: Sequence[str] = ("vision_encoder", "projector"),
         optimize: bool = True,
@@ -108,12 +48,7 @@ class OrtVision:
         # Activations are quantized over a whole run: alone, a tile does not depend on its neighbours.
         self.tiles_per_run = 1 if self.contract.precision == "int8" else tiles_per_run
         self.sessions = {
-            stage: open_session(
-                directory / manifest.artifacts[stage].path,
-                threads=threads,
-                providers=providers,
-                optimize=optimize,
-            )
+            stage: open_session(directory / manifest.artifacts[stage].path, provider, optimize=optimize)
             for stage in stages
         }
         self._check_graphs()
@@ -168,8 +103,7 @@ class OrtDecoder:
         *,
         slots: int,
         capacity: int,
-        threads: int = 0,
-        providers: Sequence[str] = (CPU,),
+        provider: Cpu | Cuda = Cpu(),  # noqa: B008 (frozen)
         optimize: bool = True,
     ) -> None:
         contract = self.contract = manifest.decoder
@@ -177,10 +111,7 @@ class OrtDecoder:
         self.dtype = DTYPES[contract.dtype]
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
         self.session = open_session(
-            directory / manifest.artifacts["decoder"].path,
-            threads=threads,
-            providers=providers,
-            optimize=optimize,
+            directory / manifest.artifacts["decoder"].path, provider, optimize=optimize
         )
         check_input(
             self.session,
@@ -223,7 +154,7 @@ class OrtDecoder:
         try:
             self.session.run_with_iobinding(binding)
         except Exception as error:
-            raise ServerError(f"the decoder failed: {_first_line(error)}") from error
+            raise ServerError(f"the decoder failed: {first_line(error)}") from error
         logits: Float = binding.get_outputs()[0].numpy()
         return logits
 

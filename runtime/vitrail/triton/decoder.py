@@ -24,7 +24,8 @@ from vitrail.core import Delta, Uint8
 from vitrail.decoder import Decoder, Request
 from vitrail.errors import VitrailError
 from vitrail.look import Seen
-from vitrail.session.ort import OrtDecoder
+from vitrail.providers import with_threads
+from vitrail.session.open import open_decoder
 from vitrail.tokenizer import Tokenizer, load_tokenizer
 from vitrail.triton.answering import Answering
 from vitrail.triton.backend import Served, loading, read_served, triton_error
@@ -75,13 +76,12 @@ class TritonPythonModel:
 
 def _decoder(served: Served, tokenizer: Tokenizer) -> Decoder:
     manifest, settings = served.manifest, served.settings
-    session = OrtDecoder(
+    session = open_decoder(
         served.artifacts,
         manifest,
+        with_threads(settings.provider, settings.threads),
         slots=settings.decoder.slots,
         capacity=_capacity(served),
-        threads=settings.threads,
-        providers=settings.providers,
     )
     return Decoder(session, tokenizer, manifest.tokenizer, settings.decoder)
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from vitrail.client.wire import FEATURES, IMAGE_EMBEDS, PROJECTOR
-from vitrail.session.ort import OrtVision
+from vitrail.providers import with_threads
+from vitrail.session.open import open_vision
 from vitrail.triton.backend import loading, read_input, read_served, response
 from vitrail.triton.batched import run_batch
 from vitrail.triton.question import check_features
@@ -22,11 +23,10 @@ class TritonPythonModel:
         with loading(args):
             served = read_served(args)
             self._check = partial(check_features, vision=served.manifest.vision)
-            self._session = OrtVision(
+            self._session = open_vision(
                 served.artifacts,
                 served.manifest,
-                threads=served.settings.threads,
-                providers=served.settings.providers,
+                with_threads(served.settings.provider, served.settings.threads),
                 tiles_per_run=served.settings.tiles_per_run,
                 stages=(PROJECTOR,),
             )

@@ -15,6 +15,7 @@ from vitrail.decoder import Settings
 from vitrail.errors import InvalidInput, OptionError, ServerError
 from vitrail.features import DEFAULT_LIMIT_BYTES, check_limit
 from vitrail.manifest import Manifest, load_manifest
+from vitrail.providers import Cpu, Provider, parse_provider, with_threads
 from vitrail.tiling import MAX_TILES
 
 SETTINGS_PARAMETER = "settings"
@@ -27,7 +28,7 @@ MODELS = (wire.VISION_ENCODER, wire.PROJECTOR, wire.DECODER, wire.ENSEMBLE)
 class ServingSettings:
     """What a server runs: the decoder's own settings, and how the sessions use the machine.
 
-    threads: of each session, 0 for one per physical core; tiles_per_run bounds the memory of the vision encoder,
+    provider: what computes; threads: of each session, 0 for one per physical core; tiles_per_run bounds the memory of the vision encoder,
     feature_cache_bytes what it keeps of the tiles that it has seen.
     """
 
@@ -35,19 +36,16 @@ class ServingSettings:
     threads: int = 0
     tiles_per_run: int = 8
     feature_cache_bytes: int = DEFAULT_LIMIT_BYTES
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    provider: Provider = Cpu()  # noqa: RUF009  (frozen)
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise OptionError(f"threads is {self.threads}; it must be at least 0 (0: one per physical core)")
+        with_threads(self.provider, self.threads)
         if not 1 <= self.tiles_per_run <= BATCH_TILES:
             raise OptionError(f"tiles_per_run is {self.tiles_per_run}; it must be from 1 to {BATCH_TILES}")
         check_limit(self.feature_cache_bytes)
-        if not self.providers:
-            raise OptionError("providers is empty; name at least one, such as CPUExecutionProvider")
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self) | {"provider": str(self.provider)})
 
 
 def settings_from_json(text: str) -> ServingSettings:
@@ -55,9 +53,10 @@ def settings_from_json(text: str) -> ServingSettings:
     try:
         values: dict[str, Any] = json.loads(text)
         return ServingSettings(
-            **values | {"decoder": Settings(**values["decoder"]), "providers": tuple(values["providers"])}
+            **values
+            | {"decoder": Settings(**values["decoder"]), "provider": parse_provider(values["provider"])}
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         known = ", ".join(field.name for field in fields(ServingSettings))
         raise OptionError(
             f"the model parameter '{SETTINGS_PARAMETER}' is malformed ({error}); it holds {known}"

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from vitrail.client.wire import FEATURES, TILES, VISION_ENCODER
 from vitrail.core import Float
 from vitrail.features import FeatureCache
-from vitrail.session.ort import OrtVision
+from vitrail.providers import with_threads
+from vitrail.session.open import open_vision
 from vitrail.triton.backend import loading, read_input, read_served, response
 from vitrail.triton.batched import run_batch
 from vitrail.triton.question import TILES_REUSED, VISION_STARTED, check_tiles
@@ -26,11 +27,10 @@ class TritonPythonModel:
         with loading(args):
             served = read_served(args)
             self._check = partial(check_tiles, vision=served.manifest.vision)
-            session = OrtVision(
+            session = open_vision(
                 served.artifacts,
                 served.manifest,
-                threads=served.settings.threads,
-                providers=served.settings.providers,
+                with_threads(served.settings.provider, served.settings.threads),
                 tiles_per_run=served.settings.tiles_per_run,
                 stages=(VISION_ENCODER,),
             )

@@ -1,0 +1,65 @@
+"""Which implementation runs an export: the one place that chooses, and imports only what it chose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vitrail.errors import OptionError
+from vitrail.providers import Cpu, Cuda
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vitrail.manifest import Manifest
+    from vitrail.providers import Provider
+    from vitrail.session import DecoderSession, VisionSession
+
+STAGES = ("vision_encoder", "projector")
+
+
+def open_vision(
+    directory: Path,
+    manifest: Manifest,
+    provider: Provider,
+    *,
+    tiles_per_run: int = 8,
+    stages: Sequence[str] = STAGES,
+    optimize: bool = True,
+) -> VisionSession:
+    """The vision encoder and projector, or the `stages` named; `tiles_per_run` bounds the memory of one run.
+
+    optimize=False runs an ONNX graph as it was exported. Raises OptionError for a provider that cannot be had here,
+    with its cause, ArtifactError for artifacts that it cannot run.
+    """
+    if isinstance(provider, Cpu | Cuda):
+        from vitrail.session.ort import OrtVision  # noqa: PLC0415 - onnxruntime, only where it runs
+
+        return OrtVision(
+            directory,
+            manifest,
+            provider=provider,
+            tiles_per_run=tiles_per_run,
+            stages=stages,
+            optimize=optimize,
+        )
+    raise OptionError(f"provider {provider} is not in this vitrail yet; use cpu or cuda")
+
+
+def open_decoder(
+    directory: Path,
+    manifest: Manifest,
+    provider: Provider,
+    *,
+    slots: int,
+    capacity: int,
+    optimize: bool = True,
+) -> DecoderSession:
+    """The language model with a KV cache of `slots` rows of `capacity` tokens. Raises what open_vision raises."""
+    if isinstance(provider, Cpu | Cuda):
+        from vitrail.session.ort import OrtDecoder  # noqa: PLC0415 - onnxruntime, only where it runs
+
+        return OrtDecoder(
+            directory, manifest, provider=provider, slots=slots, capacity=capacity, optimize=optimize
+        )
+    raise OptionError(f"provider {provider} is not in this vitrail yet; use cpu or cuda")

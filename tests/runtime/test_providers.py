@@ -1,0 +1,155 @@
+"""What computes, by name; and why a GPU that was asked for cannot be had."""
+
+import re
+import subprocess
+
+import pytest
+
+from vitrail.errors import OptionError
+from vitrail.providers import Cpu, Cuda, TensorRt, parse_provider, with_threads
+from vitrail.session.cause import cause_in, driver_fault, library_fault
+
+NAMED = {
+    "cpu": Cpu(),
+    "cpu,threads=3": Cpu(threads=3),
+    "cuda": Cuda(),
+    "cuda:1": Cuda(device_id=1),
+    "cuda:1,memory=20GiB,graphs=off": Cuda(device_id=1, memory_limit_bytes=20 << 30, graphs=False),
+    "cuda,memory=512MiB": Cuda(memory_limit_bytes=512 << 20),
+    "tensorrt": TensorRt(),
+    "tensorrt-rtx:2,graphs=off": TensorRt(device_id=2, graphs=False, rtx=True),
+}
+
+
+@pytest.mark.parametrize(("text", "provider"), NAMED.items())
+def test_a_provider_is_what_its_name_says_and_its_text_reads_back(text, provider):
+    assert parse_provider(text) == provider
+    assert parse_provider(str(provider)) == provider
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gpu", "provider 'gpu' is unknown; it is one of cpu, cuda, tensorrt, tensorrt-rtx"),
+        ("", "provider '' is unknown"),
+        ("CUDAExecutionProvider", "is unknown; it is one of cpu, cuda"),
+        ("cpu:1", "the CPU has no number; give 'cpu'"),
+        ("cuda:", "device is ''; give a whole number from 0"),
+        ("cuda:-1", "device is '-1'"),
+        ("cuda,memory=lots", "memory is 'lots'; give a size such as 20GiB"),
+        ("cuda,memory=0GiB", "memory is 0 bytes; give more than 0"),
+        ("cuda,graphs=yes", "graphs is 'yes'; give on or off"),
+        ("cuda,threads=4", "provider 'cuda' has no option 'threads'; it has memory, graphs"),
+        ("tensorrt,memory=1GiB", "provider 'tensorrt' has no option 'memory'; it has graphs"),
+    ],
+)
+def test_a_name_that_means_nothing_is_refused_with_what_would_do(text, words):
+    with pytest.raises(OptionError, match=words):
+        parse_provider(text)
+
+
+def test_threads_are_the_cpus():
+    assert with_threads(Cpu(), 3) == Cpu(3)
+    assert with_threads(Cpu(2), 0) == Cpu(2)
+    assert with_threads(Cuda(), 0) == Cuda()
+    with pytest.raises(OptionError, match="threads is 3, but provider cuda:0 computes on a GPU"):
+        with_threads(Cuda(), 3)
+    with pytest.raises(OptionError, match="threads is -1; it must be at least 0"):
+        with_threads(Cpu(), -1)
+
+
+# What onnxruntime-gpu 1.31.1 wrote on a machine without CUDA.
+NO_CUDA = (
+    "2026-11-22 09:12:04.330942643 [E:onnxruntime:Default, provider_bridge_ort.cc:2458 operator()] "
+    "/onnxruntime_src/onnxruntime/core/session/provider_bridge_ort.cc:2043 onnxruntime::Provider& "
+    "onnxruntime::ProviderLibrary::Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library "
+    "/venv/onnxruntime/capi/libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: "
+    "cannot open shared object file: No such file or directory"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause", "cure"),
+    [
+        (NO_CUDA, "libcublasLt.so.13 is missing", "pip install 'vitrail[gpu]'"),
+        ("libcuda.so.1: cannot open shared object file", "driver is missing", "nvidia-smi"),
+        ("CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version", "older", "driver"),
+        ("CUDA failure 100: no CUDA-capable device is detected ; GPU=0", "finds no GPU", "--gpus all"),
+        ("CUDA failure 101: invalid device ordinal ; GPU=7", "no GPU of that number", "nvidia-smi -L"),
+        ("CUDA error 209: no kernel image is available for execution on the device", "capability", "another"),
+        ("CUDA failure 2: out of memory ; GPU=0", "memory does not suffice", "lower slots"),
+        (
+            "bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 1048576",
+            "of size 1048576",
+            "memory limit",
+        ),
+    ],
+)
+def test_the_cause_is_read_from_what_onnxruntime_wrote(text, cause, cure):
+    told = cause_in(text)
+    assert told is not None
+    assert cause in told
+    assert cure in told
+
+
+def test_what_is_no_known_failure_has_no_cause():
+    assert cause_in("Protobuf parsing failed.") is None
+
+
+DRIVER = """
+int cuInit(unsigned flags) { return INIT; }
+int cuDriverGetVersion(int *v) { *v = VERSION; return 0; }
+int cuDeviceGetCount(int *n) { *n = 2; return 0; }
+int cuDeviceGet(int *d, int i) { *d = i; return 0; }
+int cuDeviceGetAttribute(int *v, int what, int d) { *v = what == 75 ? MAJOR : 0; return 0; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("defines", "device", "words"),
+    [
+        ({"INIT": 100}, 0, "finds no GPU"),
+        ({"INIT": 999}, 0, r"does not start \(CUDA error 999\)"),
+        ({"VERSION": 12080}, 0, r"reaches CUDA 12\.8, 13\.0 is needed"),
+        ({}, 2, "there is no GPU 2: the driver finds 2; choose one from 0 to 1"),
+        ({"MAJOR": 7}, 1, r"GPU 1 has compute capability 7\.0, 7\.5 is needed"),
+        ({}, 1, None),
+    ],
+)
+def test_the_driver_is_asked_itself(tmp_path, defines, device, words):
+    library = tmp_path / "libcuda.so.1"
+    flags = [
+        f"-D{name}={value}" for name, value in ({"INIT": 0, "VERSION": 13000, "MAJOR": 9} | defines).items()
+    ]
+    compile_c(DRIVER, library, *flags)
+    fault = driver_fault(device, str(library))
+    assert (fault is None) if words is None else re.search(words, fault)
+
+
+def test_a_driver_that_is_not_there_is_told_with_its_cure(tmp_path):
+    assert "the NVIDIA driver is missing" in driver_fault(0, str(tmp_path / "libcuda.so.1"))
+
+
+def test_a_provider_library_that_does_not_load_is_told_by_the_library_it_lacks(tmp_path):
+    needed, library = tmp_path / "libcublasLt.so.13", tmp_path / "libonnxruntime_providers_cuda.so"
+    assert "is not in this onnxruntime" in library_fault(library)
+    compile_c("", needed, "-Wl,-soname,libcublasLt.so.13")
+    compile_c("", library, f"-L{tmp_path}", "-Wl,--no-as-needed", "-l:libcublasLt.so.13")
+    needed.unlink()
+    assert "libcublasLt.so.13 is missing; install CUDA 13's libraries" in library_fault(library)
+
+
+def test_cuda_with_the_cpu_package_names_the_package_to_replace():
+    pytest.importorskip("onnxruntime")
+    from vitrail.session.inference import check_cuda
+
+    with pytest.raises(OptionError, match=r"pip uninstall .*onnxruntime .*vitrail\[gpu\]"):
+        check_cuda(Cuda())
+
+
+def compile_c(source, library, *flags):
+    command = ["cc", "-shared", "-fPIC", "-x", "c", *flags, "-o", str(library), "-"]
+    try:
+        subprocess.run(command, input=source.encode(), check=True)
+    except FileNotFoundError:
+        pytest.skip("no C compiler")
