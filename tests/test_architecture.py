@@ -30,7 +30,7 @@ LAYERS = [
     },
     {"admission", "batch", "features", "look", "request", "schedule", "sequence", "session", "splice"},
     {"decoder"},
-    {"engine"},
+    {"engine", "metrics"},
     {"benchmark", "cli", "client", "evaluation", "triton"},
 ]
 HEAVY = {

@@ -102,13 +102,15 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """A decoder at one moment, and its totals."""
+    """A decoder at one moment, and its totals. cached_tokens: in all slots; turns: of its thread, failed steps too."""
 
     slots: int
     slots_used: int
     live_requests: int
     queued_answers: int
     totals: Totals = field(default_factory=Totals)
+    cached_tokens: int = 0
+    turns: int = 0
 
 
 class Decoder:
@@ -137,12 +139,15 @@ class Decoder:
         self._active: list[Sequence] = []
         self._after_prefill = False
         self._totals = Totals()
+        self._turns = 0
         self._thread: threading.Thread | None = None
 
     @property
     def statistics(self) -> Statistics:
         live, queued, used = self._admission.counts()
-        return Statistics(self._session.slots, used, live, queued, replace(self._totals))
+        kept, rows = self._admission.kept(), self._active
+        cached = sum(map(len, kept.values())) + sum(row.cached_tokens for row in rows)
+        return Statistics(self._session.slots, used, live, queued, replace(self._totals), cached, self._turns)
 
     def answer_limit(self, prompt_tokens: int, options: GenerateOptions) -> int:
         """The most tokens an answer may have. Raises PromptTooLong, or OptionError where n exceeds the slots."""
@@ -226,6 +231,7 @@ class Decoder:
             self._try_step()
 
     def _try_step(self) -> None:
+        self._turns += 1
         try:
             self.step()
         except Exception:
