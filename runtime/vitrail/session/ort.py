@@ -9,26 +9,14 @@ from typing import Any
 import numpy as np
 
 from vitrail.core import Float, Int32, Uint8
-from vitrail.errors import ArtifactError, InvalidInput, ServerError
-from vitrail.manifest import DecoderContract, Manifest
+from vitrail.errors import InvalidInput, ServerError
+from vitrail.manifest import Manifest
 from vitrail.providers import Cpu, Cuda
 from vitrail.session import Step
 from vitrail.session.inference import check_input, first_line, open_session
+from vitrail.session.table import open_table
 
 DTYPES = {"float32": np.float32, "float16": np.float16}
-
-
-def open_table(path: Path, contract: DecoderContract) -> Float:
-    """The embedding table [vocab_size, hidden_size], mapped. Raises ArtifactError for anything else."""
-    try:
-        table: Float = np.load(path, mmap_mode="r")
-    except (ValueError, OSError) as error:
-        raise ArtifactError(f"{path.name} is no array ({first_line(error)}); export again") from error
-    if table.shape != (contract.vocab_size, contract.hidden_size):
-        raise ArtifactError(
-            f"{path.name} is {list(table.shape)}, the manifest says {[contract.vocab_size, contract.hidden_size]}; export again"
-        )
-    return table
 
 
 class OrtVision:
