@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from demo.recipe.attend import attend
 from demo.recipe.vision import VisionModel
 
 ROPE_THETA = 10000.0
@@ -54,7 +55,7 @@ class Attention(nn.Module):
         value = value.squeeze(3).transpose(1, 2).repeat_interleave(self.groups, dim=1)
         if kept is not None:
             kept += [query, key]
-        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        attended = attend(query, key, value, causal=True)
         return self.wo(attended.transpose(1, 2).flatten(2))
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from demo.recipe.attend import attend
+
 PATCH, GRID = 14, 16
 WAVES = 8
 POSITION_FEATURES = 4 * WAVES
@@ -56,7 +58,7 @@ class VisionAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         count, length, width = x.shape
         query, key, value = self.qkv(x).view(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(query, key, value)
+        attended = attend(query, key, value, causal=False)
         return self.proj(attended.transpose(1, 2).reshape(count, length, width))
 
 
