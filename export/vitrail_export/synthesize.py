@@ -186,9 +186,11 @@ class Numbers:
         self._normal = np.random.default_rng(seed).standard_normal(BLOCK_ITEMS, np.float32)
         self._scaled = lru_cache(maxsize=16)(self._scale)
 
-    def blocks(self, name: str, spread: Spread, items: int) -> Iterator[Bits]:
-        """`items` numbers in pieces: the block over and over, from the name's own place on."""
-        block, at = self._scaled(spread), self._start(name)
+    def blocks(self, name: str, spread: Spread, items: int, *, first: int = 0) -> Iterator[Bits]:
+        """`items` numbers of a tensor from its `first` on, in pieces: the block over and over, from the name's own
+        place on.
+        """
+        block, at = self._scaled(spread), (self._start(name) + first) % BLOCK_ITEMS
         while items:
             piece = block[at : at + items]
             yield piece
@@ -206,13 +208,13 @@ class Numbers:
 def _spreads(config: ModelConfig) -> dict[str, Spread]:
     """Each published tensor's spread, by what our name for it says it is."""
     return {
-        published_name(rows.tensor): _spread(name, weight.shape)
+        published_name(rows.tensor): spread_of(name, weight.shape)
         for name, weight in _plan(config).items()
         for rows in weight.rows
     }
 
 
-def _spread(name: str, shape: Shape) -> Spread:
+def spread_of(name: str, shape: Shape) -> Spread:
     """Matrices keep the size of what goes through them, norms are near 1, layer scales about a half: activations stay
     within a few dozen, far inside float16.
     """

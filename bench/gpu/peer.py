@@ -1,0 +1,123 @@
+"""The same model in PyTorch: transformers' InternVL with SDPA and a static KV cache, on the same weights.
+
+As fast as transformers is without changing it: no `generate` with its checks between tokens, greedy ids stay on the
+device until the end, pictures arrive as uint8 and are normalized on the device.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import InternVLConfig, InternVLForConditionalGeneration, StaticCache
+
+from bench.gpu.weights import RandomWeights
+from vitrail.core import Int32, Uint8
+from vitrail_export.config import ModelConfig
+from vitrail_export.config_write import in_layout, write_config
+from vitrail_export.names import canonical, file_names, layout_table
+from vitrail_export.weights import blocks_of_rows
+
+Tensor = Any
+BLOCK_BYTES = 256 << 20
+
+
+class TorchPeer:
+    """A model on one device. Ids and tiles come as numpy arrays; results stay on the device."""
+
+    def __init__(
+        self, config: ModelConfig, source: RandomWeights, *, device: str, dtype: torch.dtype
+    ) -> None:
+        self.device, self.dtype = torch.device(device), dtype
+        with self.device:
+            self.model: Any = InternVLForConditionalGeneration._from_config(  # noqa: SLF001 - as transformers loads
+                _config(config), dtype=dtype, attn_implementation="sdpa"
+            ).eval()
+        self._fill(in_layout(config, "hf"), source)
+        inner = self.model.model
+        self.language, self.look, self.head = (
+            inner.language_model,
+            inner.get_image_features,
+            self.model.lm_head,
+        )
+        self.forward = self.language.forward
+        vision = config.vision
+        self._mean, self._std = (
+            torch.tensor(each, device=device).reshape(3, 1, 1) * 255 for each in (vision.mean, vision.std)
+        )
+
+    @torch.inference_mode()
+    def see(self, tiles: Uint8) -> Tensor:
+        """uint8 [n, 3, S, S] -> embeds [n, tokens_per_tile, d]."""
+        pixels = torch.from_numpy(tiles).to(self.device)
+        return self.look(pixel_values=((pixels - self._mean) / self._std).to(self.dtype)).pooler_output
+
+    @torch.inference_mode()
+    def embed(self, ids: Int32) -> Tensor:
+        return self.language.embed_tokens(torch.from_numpy(ids).to(self.device))
+
+    def cache(self, capacity: int) -> StaticCache:
+        return StaticCache(config=self.model.config.get_text_config(), max_cache_len=capacity)
+
+    @torch.inference_mode()
+    def prefill(self, embeds: Tensor, cache: StaticCache) -> Tensor:
+        """Embeds [B, P, d] -> the next ids [B, 1]."""
+        return self._next(self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True))
+
+    @torch.inference_mode()
+    def decode(self, ids: Tensor, cache: StaticCache, steps: int) -> Tensor:
+        """The ids [B, 1] after so many greedy steps."""
+        for _ in range(steps):
+            embeds = self.language.embed_tokens(ids)
+            ids = self._next(self.forward(inputs_embeds=embeds, past_key_values=cache, use_cache=True))
+        return ids
+
+    def compile(self) -> None:
+        """Decode steps and vision by torch.compile; the first call of each shape compiles."""
+        self.forward = torch.compile(self.language.forward, mode="reduce-overhead", fullgraph=True)
+        self.look = torch.compile(self.look)
+
+    def _next(self, output: Any) -> Tensor:
+        return self.head(output.last_hidden_state[:, -1:]).argmax(-1).clone()
+
+    @torch.no_grad()
+    def _fill(self, config: ModelConfig, source: RandomWeights) -> None:
+        """The weights of `source`, by the names of the layout of transformers."""
+        parameters = {canonical(name): each for name, each in self.model.named_parameters()}
+        table = layout_table(config)
+        for name, shape in source.shapes.items():
+            targets = [parameters.pop(target) for target in file_names(name, table)]
+            first = 0
+            for target in targets:
+                _copy_rows(source, name, first, target)
+                first += shape[0] // len(targets)
+        if left := [name for name, each in parameters.items() if each.numel() and not _is_unused(name)]:
+            raise AssertionError(f"no weights for {left[0]}")
+
+
+def _is_unused(name: str) -> bool:
+    return name.endswith("mask_token")
+
+
+def _copy_rows(source: RandomWeights, name: str, first: int, target: Tensor) -> None:
+    """Rows of a weight from `first` on into all of `target`."""
+    count = target.shape[0]
+    for start, stop in blocks_of_rows(count, 4 * target[0].numel(), block_bytes=BLOCK_BYTES):
+        at = start * target[0].numel()
+        flat = target.view(-1)
+        for piece in source.bits(name, first + start, first + stop):
+            bits = torch.from_numpy(piece.view("i2")).to(target.device).view(torch.bfloat16)
+            flat[at : at + piece.size].copy_(bits)
+            at += piece.size
+
+
+def _config(config: ModelConfig) -> InternVLConfig:
+    """Without dynamic rope, which starts beyond the context that is measured and asks the device at every step."""
+    with tempfile.TemporaryDirectory() as directory:
+        write_config(in_layout(config, "hf"), Path(directory), image_context_id=config.text.vocab_size - 1)
+        fields = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+    fields["text_config"].pop("rope_scaling")
+    return InternVLConfig(**fields)
