@@ -23,6 +23,7 @@ LAYERS = [
         "options",
         "prompt",
         "sample",
+        "spans",
         "stream",
         "templates",
         "tiling",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from vitrail.core import Delta, Report
     from vitrail.decoder import Statistics
+    from vitrail.features import FeatureCache
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 600)
 _PER_TOKEN_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
@@ -228,4 +229,14 @@ def decoder_readings(
         DECODE_STEPS: totals.decode_steps,
         PREFIX_HITS: totals.reused_tokens,
         PREFIX_MISSES: totals.prompt_tokens,
+    }
+
+
+def feature_readings(cache: FeatureCache) -> Mapping[Series, float]:
+    """A feature cache's gauges, and its counters' totals."""
+    return {
+        FEATURE_BYTES: cache.size_bytes,
+        FEATURE_LIMIT: cache.limit_bytes,
+        FEATURE_HITS: cache.hits,
+        FEATURE_MISSES: cache.misses,
     }

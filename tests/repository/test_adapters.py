@@ -20,6 +20,7 @@ from vitrail.tokenizer import load_tokenizer
 from vitrail.triton.answering import Answering
 from vitrail.triton.batched import run_batch
 from vitrail.triton.looking import Looking
+from vitrail.triton.metering import Unmetered
 from vitrail.triton.outbox import Done, Outbox, joined
 from vitrail.triton.question import VISION_STARTED, read_abort, read_question
 
@@ -79,6 +80,7 @@ def answering(artifacts, manifest):
         manifest=manifest,
         context_tokens=2000,
         looking=Looking(decoder, see=lambda tiles, *_: seen(tiles), tiles_per_look=1),
+        observer=Unmetered(),
     )
     yield made
     made.close()

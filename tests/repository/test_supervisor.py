@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from vitrail.errors import ServerError
+from vitrail.triton.options import ServerOptions
 from vitrail.triton.processes import Stub, wait_until
 from vitrail.triton.supervisor import WATCHED, Budget, Supervisor
 
@@ -16,6 +17,7 @@ class FakeServer:
     def __init__(self):
         self.calls, self.is_running, self.broken = Counter(), False, set()
         self._next, self._stubs = 0, {}
+        self.options = ServerOptions(watchdog_s=0)
         self.gate = threading.Event()  # reloads wait for it
         self.gate.set()
 
@@ -28,6 +30,9 @@ class FakeServer:
 
     def lives(self, stub):
         return stub in self._stubs.values()
+
+    def pulse(self, stub):
+        return None
 
     def stubs(self):
         return dict(self._stubs)

@@ -50,6 +50,14 @@ def serve(
         Path | None, typer.Option(help="The server's binary. [default: on PATH, or nvidia-pytriton's]")
     ] = None,
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
+    otel: Annotated[
+        str | None, typer.Option(help="Collector of traces, OTLP over HTTP: http://HOST:4318/v1/traces.")
+    ] = None,
+    otel_rate: Annotated[int, typer.Option(help="Trace one of so many requests.")] = 1,
+    watchdog: Annotated[
+        float,
+        typer.Option(help="Seconds without progress after which a model's process is ended; 0 for never."),
+    ] = 300.0,
     triton_arg: Annotated[
         list[str] | None, typer.Option(help="One more argument for tritonserver; may be repeated.")
     ] = None,
@@ -68,6 +76,9 @@ def serve(
         tls=_tls(tls_cert, tls_key),
         tritonserver=tritonserver,
         log=log,
+        otel=otel,
+        otel_rate=otel_rate,
+        watchdog_s=watchdog,
         extra_args=tuple(triton_arg or ()),
     )
     decoder = Settings(

@@ -13,6 +13,7 @@ from vitrail.core import Text
 from vitrail.decoder import Decoder, Request
 from vitrail.errors import PromptTooLong
 from vitrail.manifest import Manifest
+from vitrail.metrics import REQUEST_TILES, TILES, Observer
 from vitrail.tokenizer import Tokenizer
 from vitrail.triton.looking import Looking
 from vitrail.triton.outbox import Done, Reply, failing
@@ -36,12 +37,14 @@ class Answering:
         manifest: Manifest,
         context_tokens: int,
         looking: Looking,
+        observer: Observer,
     ) -> None:
         self._text_limit_bytes = MAX_BYTES_PER_TOKEN * context_tokens
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._manifest = manifest
         self._looking = looking
+        self._observer = observer
 
     def accept(
         self, read: Callable[[], Tensors], reply: Reply, *, request_id: str, timeout_s: float | None
@@ -61,6 +64,7 @@ class Answering:
             question = read_question(tensors, manifest=self._manifest)
             request = self._request(question, reply, request_id or uuid.uuid4().hex, timeout_s)
             self._decoder.answer_limit(request.token_ids.size, request.options)
+            self._count_tiles(question)
             if question.tiles is None:
                 self._decoder.submit(request, reply.send)
             else:
@@ -69,6 +73,12 @@ class Answering:
     def close(self) -> None:
         """Take no more tiles to the vision models."""
         self._looking.close()
+
+    def _count_tiles(self, question: Question) -> None:
+        pictures = question.image_embeds if question.tiles is None else question.tiles
+        if pictures is not None:
+            self._observer.add(TILES, len(pictures))
+            self._observer.add(REQUEST_TILES, len(pictures))
 
     def _request(self, question: Question, reply: Reply, request_id: str, timeout_s: float | None) -> Request:
         self._check_length(question)

@@ -10,6 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from vitrail.client.wire import (
+    DECODER,
     DELTA,
     FEATURES,
     IMAGE_EMBEDS,
@@ -24,6 +25,7 @@ from vitrail.core import Delta, Uint8
 from vitrail.decoder import Decoder, Request
 from vitrail.errors import VitrailError
 from vitrail.look import Seen
+from vitrail.metrics import DECODER_SERIES, Series, decoder_readings
 from vitrail.providers import with_threads
 from vitrail.session.open import open_decoder
 from vitrail.tokenizer import Tokenizer, load_tokenizer
@@ -32,6 +34,7 @@ from vitrail.triton.backend import Served, loading, read_served, triton_error
 from vitrail.triton.looking import Looking
 from vitrail.triton.outbox import Event, Outbox
 from vitrail.triton.question import TILES_REUSED, Tensors
+from vitrail.triton.telemetry import Telemetry
 
 _RUNS_PER_LOOK = 4
 
@@ -45,16 +48,17 @@ class TritonPythonModel:
             tokenizer = load_tokenizer(served.artifacts, served.manifest.tokenizer)
             self._decoder = _decoder(served, tokenizer)
             self._outbox = Outbox(_deliver)
+            looking = Looking(
+                self._decoder, see=_see, tiles_per_look=_RUNS_PER_LOOK * served.settings.tiles_per_run
+            )
+            self._telemetry = _telemetry(served, self._decoder, looking)
             self._answering = Answering(
                 self._decoder,
                 tokenizer=tokenizer,
                 manifest=served.manifest,
                 context_tokens=_capacity(served),
-                looking=Looking(
-                    self._decoder,
-                    see=_see,
-                    tiles_per_look=_RUNS_PER_LOOK * served.settings.tiles_per_run,
-                ),
+                looking=looking,
+                observer=self._telemetry.observer,
             )
             self._decoder.start()
 
@@ -63,7 +67,7 @@ class TritonPythonModel:
             timeout_us = request.timeout()
             self._answering.accept(
                 partial(_tensors, request),
-                self._outbox.open(request.get_response_sender()),
+                self._outbox.open(request.get_response_sender(), self._telemetry.watch(request)),
                 request_id=request.request_id(),
                 timeout_s=timeout_us / 1e6 if timeout_us else None,
             )
@@ -72,6 +76,7 @@ class TritonPythonModel:
         self._answering.close()
         self._decoder.close()
         self._outbox.close()
+        self._telemetry.close()
 
 
 def _decoder(served: Served, tokenizer: Tokenizer) -> Decoder:
@@ -84,6 +89,22 @@ def _decoder(served: Served, tokenizer: Tokenizer) -> Decoder:
         capacity=_capacity(served),
     )
     return Decoder(session, tokenizer, manifest.tokenizer, settings.decoder)
+
+
+def _telemetry(served: Served, decoder: Decoder, looking: Looking) -> Telemetry:
+    def read() -> Mapping[Series, float]:
+        return decoder_readings(
+            decoder.statistics,
+            at_vision=looking.count,
+            kv_bytes_per_token=served.manifest.decoder.kv_bytes_per_token,
+            capacity=_capacity(served),
+        )
+
+    def progress() -> int | None:
+        now = decoder.statistics
+        return now.turns if now.live_requests else None
+
+    return Telemetry(pb_utils, DECODER, served.manifest, series=DECODER_SERIES, read=read, progress=progress)
 
 
 def _capacity(served: Served) -> int:

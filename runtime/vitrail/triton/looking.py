@@ -53,6 +53,11 @@ class Looking:
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="vision")
         threading.Thread(target=self._keep_sweeping, name="vision-sweep", daemon=True).start()
 
+    @property
+    def count(self) -> int:
+        """Requests whose pictures are not all encoded."""
+        return len(self._waiting) + len(self._running)
+
     def enter(self, request: Request, tiles: Uint8, reply: Reply, *, arrived_s: float) -> None:
         """Raises Busy when too many wait or are being encoded."""
         with self._lock:

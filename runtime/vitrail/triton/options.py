@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitrail.errors import OptionError, ServerError
+from vitrail.spans import SERVICE
 from vitrail.triton.repository import MODELS
+from vitrail.triton.tracing import collector_url
 
 # Loads and unloads models, writes log and trace files: for the supervisor only.
 _RESTRICTED = ("model-repository", "logging", "trace")
@@ -30,7 +32,9 @@ class ServerOptions:
     """Where a server listens (port 0: any free one), which binary runs, how long it may take.
 
     shared_memory: whether clients may register system shared memory. Whoever may can name any region of the
-    machine, so None allows it on a loopback address only. extra_args go to tritonserver as they are.
+    machine, so None allows it on a loopback address only. otel: URL of a collector (OTLP over HTTP) for traces of
+    every `otel_rate`-th request. watchdog_s: without any progress for so long, a process counts as dead; 0 for
+    never. extra_args go to tritonserver as they are.
     """
 
     host: str = "127.0.0.1"
@@ -43,7 +47,20 @@ class ServerOptions:
     exit_timeout_s: int = 10
     start_timeout_s: float = 600.0
     log: Path | None = None
+    otel: str | None = None
+    otel_rate: int = 1
+    watchdog_s: float = 300.0
     extra_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.otel is not None:
+            collector_url(self.otel)
+        if self.otel_rate < 1:
+            raise OptionError(
+                f"otel_rate is {self.otel_rate}; it must be at least 1 (1: every request is traced)"
+            )
+        if not self.watchdog_s >= 0:
+            raise OptionError(f"watchdog_s is {self.watchdog_s}; give 0 (off) or more seconds")
 
     @property
     def is_local(self) -> bool:
@@ -166,8 +183,22 @@ def command(
         f"--grpc-restricted-protocol={','.join(options.restricted)}:{_ADMIN}={admin_key}",
         f"--http-restricted-api={','.join(options.restricted)}:{_ADMIN}={admin_key}",
         "--log-format=ISO8601",
+        *_tracing(options),
         *options.extra_args,
     ]
+
+
+def _tracing(options: ServerOptions) -> list[str]:
+    if options.otel is None:
+        return []
+    settings = (
+        "mode=opentelemetry",
+        f"opentelemetry,url={collector_url(options.otel)}",
+        f"opentelemetry,resource=service.name={SERVICE}",
+        "level=TIMESTAMPS",
+        f"rate={options.otel_rate}",
+    )
+    return [f"--trace-config={setting}" for setting in settings]
 
 
 def _addresses(options: ServerOptions) -> list[str]:

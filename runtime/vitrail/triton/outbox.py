@@ -38,6 +38,8 @@ class Done(NamedTuple):
 Event: TypeAlias = "Delta | VitrailError | Done"
 # Sends one event; the last of its request where `final`.
 Deliver: TypeAlias = Callable[[Any, Event, bool], None]
+# Is told every event when it is made; must not raise.
+Watcher: TypeAlias = Callable[["Delta | VitrailError"], None]
 
 
 def is_final(event: Event) -> bool:
@@ -73,14 +75,17 @@ class Reply:
     does not unload it, while one of its senders exists.
     """
 
-    def __init__(self, sender: Sender, ready: SimpleQueue[Reply | None]) -> None:
+    def __init__(self, sender: Sender, ready: SimpleQueue[Reply | None], watch: Watcher) -> None:
         self._sender: Sender | None = sender
+        self._watch = watch
         self._ready = ready  # replies with something to send, each once
         self._pending: list[Event] = []
         self._lock = threading.Lock()  # guards _pending
         self._gone = False
 
     def send(self, event: Event) -> None:
+        if not isinstance(event, Done):
+            self._watch(event)
         with self._lock:
             self._pending.append(event)
             if len(self._pending) == 1:
@@ -145,8 +150,8 @@ class Outbox:
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
-    def open(self, sender: Sender) -> Reply:
-        reply = Reply(sender, self._ready)
+    def open(self, sender: Sender, watch: Watcher = lambda _: None) -> Reply:
+        reply = Reply(sender, self._ready, watch)
         with self._lock:
             self._open.add(reply)
         return reply

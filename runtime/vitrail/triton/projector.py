@@ -7,13 +7,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import triton_python_backend_utils as pb_utils
 
 from vitrail.client.wire import FEATURES, IMAGE_EMBEDS, PROJECTOR
 from vitrail.providers import with_threads
 from vitrail.session.open import open_vision
 from vitrail.triton.backend import loading, read_input, read_served, response
 from vitrail.triton.batched import run_batch
+from vitrail.triton.pulse import Work
 from vitrail.triton.question import check_features
+from vitrail.triton.telemetry import Telemetry
 
 
 class TritonPythonModel:
@@ -30,11 +33,17 @@ class TritonPythonModel:
                 tiles_per_run=served.settings.tiles_per_run,
                 stages=(PROJECTOR,),
             )
+            self._work = Work()
+            self._telemetry = Telemetry(pb_utils, PROJECTOR, served.manifest, progress=self._work.progress)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         features = [read_input(request, FEATURES) for request in requests]
-        results = run_batch(features, check=self._check, run=self._session.project)
+        with self._work:
+            results = run_batch(features, check=self._check, run=self._session.project)
         return [
             response(result, lambda embeds: {IMAGE_EMBEDS: embeds.astype(np.float32, copy=False)})
             for result in results
         ]
+
+    def finalize(self) -> None:
+        self._telemetry.close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from vitrail.client.wire import error_from_text
 from vitrail.errors import ServerError
 from vitrail.manifest import load_manifest
-from vitrail.triton import log
+from vitrail.triton import log, pulse, tracing
 from vitrail.triton.control import Control
 from vitrail.triton.installation import compose_backends, environment, find_installation
 from vitrail.triton.options import ServerOptions, check_tls, command, settle_ports
@@ -104,6 +104,14 @@ class Server:
     def lives(self, stub: Stub) -> bool:
         return is_alive(stub.pid)
 
+    def pulse(self, stub: Stub) -> int | None:
+        """Changes as long as the process is idle or makes progress; None for one that does not tell."""
+        return pulse.read_pulse(self._workspace.path, stub.model) if self._workspace else None
+
+    def end(self, stub: Stub) -> None:
+        """Kill a process that is stuck; it has then died."""
+        kill_all([stub.pid], within_s=_KILL_TIMEOUT_S)
+
     # life
 
     def start(self) -> None:
@@ -136,7 +144,7 @@ class Server:
         except BaseException:
             self.stop()
             raise
-        self._environment = environment(installation, artifacts=self.artifacts)
+        self._environment = environment(installation, artifacts=self.artifacts) | self._observed(workspace)
         self._command = command(
             self.options,
             binary=installation.binary,
@@ -145,6 +153,12 @@ class Server:
             region_prefix=workspace.region_prefix,
             admin_key=self._admin_key,
         )
+
+    def _observed(self, workspace: Workspace) -> dict[str, str]:
+        """Where the models' processes leave their pulse, and where they send their spans."""
+        otel = self.options.otel
+        traces = {} if otel is None else {tracing.URL_VARIABLE: tracing.collector_url(otel)}
+        return {pulse.VARIABLE: str(workspace.path), **traces}
 
     def _warn_of_shortage(self) -> None:
         manifest = load_manifest(self.artifacts)

@@ -49,6 +49,25 @@ class Budget:
         return 0.0 if len(self._spent) == 1 else self.first_pause_s * 2.0 ** (len(self._spent) - 2)
 
 
+@dataclass
+class Silence:
+    """How long processes have had the same pulse, in the watcher's own time: a machine that slept passed none of it."""
+
+    _heard: dict[Stub, tuple[int, float]] = field(default_factory=dict)
+
+    def seconds(self, stub: Stub, pulse: int | None, *, passed_s: float) -> float:
+        """Of a process whose pulse is this now, passed_s after the last look; 0 for one without any."""
+        if pulse is None:
+            return 0.0
+        last, silent_s = self._heard.get(stub, (pulse, -passed_s))
+        silent_s = silent_s + passed_s if pulse == last else 0.0
+        self._heard[stub] = (pulse, silent_s)
+        return silent_s
+
+    def forget(self, stub: Stub) -> None:
+        self._heard.pop(stub, None)
+
+
 class Supervisor:
     """Runs a server until it is told to stop. `run` does all its work in the calling thread, starts included."""
 
@@ -71,6 +90,7 @@ class Supervisor:
         self._stubs: dict[str, Stub] = {}
         self._reloads: dict[str, Future[None]] = {}
         self._restarts = 0
+        self._silence = Silence()
 
     def stop(self) -> None:
         """Ask `run` to stop the server and return; from any thread or a signal handler."""
@@ -110,6 +130,7 @@ class Supervisor:
         if not self.server.is_running:
             self._restart("tritonserver ended by itself")
             return
+        self._end_the_stuck()
         dead = [
             stub
             for stub in self._stubs.values()
@@ -120,6 +141,16 @@ class Supervisor:
                 self._restart(f"the process of '{stub.model}' died")
                 return
             self._reload(stub, pool)
+
+    def _end_the_stuck(self) -> None:
+        """They are found dead at the next check."""
+        limit_s = self.server.options.watchdog_s
+        for stub in self._stubs.values() if limit_s else ():
+            silent_s = self._silence.seconds(stub, self.server.pulse(stub), passed_s=self._watch_interval_s)
+            if silent_s > limit_s:
+                self._on_event(f"the process of '{stub.model}' made no progress for {limit_s:g} s; ending it")
+                self.server.end(stub)
+                self._silence.forget(stub)
 
     def _reload(self, dead: Stub, pool: ThreadPoolExecutor) -> None:
         """In the background: loading takes seconds, in which another process may die, or the whole server."""

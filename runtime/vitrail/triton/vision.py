@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
 
 from vitrail.client.wire import FEATURES, TILES, VISION_ENCODER
 from vitrail.core import Float
 from vitrail.features import FeatureCache
+from vitrail.metrics import FEATURE_SERIES, feature_readings
 from vitrail.providers import with_threads
 from vitrail.session.open import open_vision
 from vitrail.triton.backend import loading, read_input, read_served, response
 from vitrail.triton.batched import run_batch
+from vitrail.triton.pulse import Counted, Work
 from vitrail.triton.question import TILES_REUSED, VISION_STARTED, check_tiles
+from vitrail.triton.telemetry import Telemetry
 
 
 class TritonPythonModel:
@@ -34,17 +38,31 @@ class TritonPythonModel:
                 tiles_per_run=served.settings.tiles_per_run,
                 stages=(VISION_ENCODER,),
             )
-            self._session = FeatureCache(session, limit_bytes=served.settings.feature_cache_bytes)
+            self._work = Work()
+            counted = Counted(session, self._work, tiles_per_run=served.settings.tiles_per_run)
+            self._session = FeatureCache(counted, limit_bytes=served.settings.feature_cache_bytes)
+            self._telemetry = Telemetry(
+                pb_utils,
+                VISION_ENCODER,
+                served.manifest,
+                series=FEATURE_SERIES,
+                read=partial(feature_readings, self._session),
+                progress=self._work.progress,
+            )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         started_s = time.time()
         tiles = [read_input(request, TILES) for request in requests]
         reused = [self._session.known(each) for each in tiles]
-        results = run_batch(tiles, check=self._check, run=self._session.encode)
+        with self._work:
+            results = run_batch(tiles, check=self._check, run=self._session.encode)
         return [
             response(result, partial(_outputs, started_s=started_s, reused=known))
             for result, known in zip(results, reused, strict=True)
         ]
+
+    def finalize(self) -> None:
+        self._telemetry.close()
 
 
 def _outputs(features: Float, *, started_s: float, reused: Sequence[bool]) -> Mapping[str, npt.NDArray[Any]]:
