@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from demo.recipe.render.weather import weather
 from demo.recipe.scene import Box, Brush, Scene, Turn
 from demo.recipe.scenes import MAKERS
 from demo.recipe.scenes.pages import receipts, tables
@@ -50,7 +51,10 @@ def samples(skill: str, count: int, seed: int = 0) -> Iterator[Sample]:
     for at in range(count):
         rng = random.Random(f"{skill} {seed} {at}")  # noqa: S311
         scene = _scene(skill, Brush(rng, which="held_out"))
-        yield _sample(skill, scene, rng.choice(scene.turns))
+        turn = rng.choice(scene.turns)
+        for page in scene.pages:
+            weather(page, rng, turns=turn.box is None)
+        yield _sample(skill, scene, turn)
 
 
 def _scene(skill: str, brush: Brush) -> Scene:

@@ -13,7 +13,8 @@ from demo.recipe import curriculum
 from demo.recipe.loop import Lesson, Stage
 from demo.recipe.model import DemoModel, Shape
 from demo.recipe.muon import optimizers
-from demo.recipe.render.dense import dense_tile, weathered
+from demo.recipe.render.dense import dense_tile
+from demo.recipe.render.weather import weather
 from demo.recipe.scene import Scene
 from demo.recipe.sequence import batch, image_context_id, page_covers
 from demo.recipe.state import load, normalized
@@ -61,7 +62,8 @@ def stage(
         scenes = curriculum.scenes(
             rng, curriculum.WITH_PIXELS, tiles=TILES, draws=True, most_tiles=most_tiles
         )
-        weather(scenes, rng)
+        for page in (page for scene in scenes for page in scene.pages):
+            weather(page, rng, turns=scenes[0].skill != "boxes")
         data = batch(scenes, pixels=True)
         dense = [dense_tile(rng, smallest_px=SMALLEST_PX, largest_px=LARGEST_PX) for _ in range(DENSE_TILES)]
         tiles, codes, covers = labelled([labelled_tile(page, rng) for page in dense])
@@ -77,12 +79,6 @@ def stage(
 
     group = optimizers(model, muon_lr=muon_lr, adam_lr=adam_lr)
     return Stage("joint", model, group, lesson)
-
-
-def weather(scenes: list[Scene], rng: random.Random) -> None:
-    for page in (page for scene in scenes for page in scene.pages):
-        assert page.image is not None
-        page.image = weathered(page.image, rng)
 
 
 def _covers(scenes: list[Scene]) -> Tensor:

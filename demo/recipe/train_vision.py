@@ -16,8 +16,9 @@ from demo.recipe.loop import Lesson, Stage
 from demo.recipe.model import Shape
 from demo.recipe.muon import optimizers
 from demo.recipe.render.charset import CODE_CLASSES
-from demo.recipe.render.dense import dense_tile, weathered
+from demo.recipe.render.dense import dense_tile
 from demo.recipe.render.page import Page
+from demo.recipe.render.weather import weather
 from demo.recipe.scene import Brush
 from demo.recipe.scenes import MAKERS
 from demo.recipe.sequence import page_codes, page_covers, page_tiles
@@ -55,8 +56,7 @@ def scene_pages(rng: random.Random, count: int) -> list[Page]:
 
 def labelled_tile(page: Page, rng: random.Random) -> Labelled:
     """One tile of a page, the thumbnail among them, with its shares of centres and its classes of cover."""
-    assert page.image is not None
-    page.image = weathered(page.image, rng)
+    weather(page, rng)
     tiles, codes = page_tiles(page), page_codes(page)
     covers = page_covers(page)
     at = rng.randrange(len(tiles))

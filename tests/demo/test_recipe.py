@@ -23,6 +23,7 @@ from demo.recipe.oracle import code_map, tile_codes  # noqa: E402
 from demo.recipe.render import fonts, words  # noqa: E402
 from demo.recipe.render.charset import CHARACTER_CLASS, CODE_CLASSES  # noqa: E402
 from demo.recipe.render.page import Mark, Page, Type  # noqa: E402
+from demo.recipe.render.weather import turn  # noqa: E402
 from demo.recipe.scene import Brush, Scene, Turn  # noqa: E402
 from demo.recipe.scenes import MAKERS  # noqa: E402
 from demo.recipe.sequence import IGNORED, batch, encode, image_context_id, page_tiles  # noqa: E402
@@ -121,7 +122,7 @@ def test_codes_of_tiles_follow_the_order_of_tiles():
 def test_training_sequences_are_the_prompts_that_serving_renders(skill):
     """The first question of a scene, asked of the runtime, gives the ids that training saw before the answer."""
     scene = MAKERS[skill](Brush(random.Random(2)))
-    ids, targets, _ = encode(scene)
+    ids, targets, _, _ = encode(scene)
     images = [{"type": "image", "image": page.image} for page in scene.pages]
     text = evaluation.message(skill, scene.turns[0].question, len(images))
     prompt = render(
@@ -140,7 +141,7 @@ def test_training_sequences_are_the_prompts_that_serving_renders(skill):
 
 def test_answers_are_learned_and_nothing_else():
     scene = MAKERS["lines"](Brush(random.Random(2), draws=False))
-    _, targets, _ = encode(scene)
+    _, targets, _, _ = encode(scene)
     learned = [int(each) for each in targets[targets != IGNORED]]
     said = "<|im_end|>".join((*(turn.answer for turn in scene.turns), ""))
     assert runtime_tokenizer().decode(learned, keep_special=True) == said
@@ -152,12 +153,37 @@ def test_the_place_to_look_at_holds_the_character_to_write():
     style = Type("dejavu/DejaVuSansMono", 40, (0, 0, 0))
     page.text(180.0, 300.0, "AB3", style)
     scene = Scene("signs", (page,), (Turn("Read the text.", "AB3"),))
-    ids, targets, looks = encode(scene)
+    ids, targets, looks, _ = encode(scene)
     first = int(np.flatnonzero(ids == image_context_id())[0])
     squares = [(int(mark.x // 28), int(mark.y // 28)) for mark in page.marks]
     expected = [first + 64 * (2 + x // 8) + y % 8 * 8 + x % 8 for x, y in squares]
     assert [int(each) for each in looks[looks != IGNORED]] == expected
     assert (targets[looks != IGNORED] != IGNORED).all()
+
+
+def test_characters_of_one_visual_token_are_told_apart_by_their_order():
+    page = Page(224, 224, draws=False)
+    page.text(30.0, 50.0, "1M234", Type("dejavu/DejaVuSansMono", 20, (0, 0, 0)))
+    scene = Scene("codes", (page,), (Turn("Read the text.", "1M234"),))
+    _, _, looks, orders = encode(scene)
+    there = looks != IGNORED
+    squares = [int(mark.x // 28) for mark in page.marks]
+    assert squares == [1, 1, 2, 2, 3]
+    assert orders[there].tolist() == [0, 1, 0, 1, 0]
+    names = batch([scene], pixels=False).names[0].reshape(8, 8, 3)
+    row = int(page.marks[0].y // 28)
+    spelled = [runtime_tokenizer().decode(names[row, column].tolist()[:2]) for column in (1, 2)]
+    assert spelled == ["1M", "23"]
+
+
+def test_marks_turn_with_their_page():
+    page = Page(448, 224, (255, 255, 255))
+    page.text(350.0, 60.0, "H", Type("dejavu/DejaVuSans-Bold", 30, (0, 0, 0)))
+    turn(page, 8.0)
+    rows, columns = np.nonzero(np.asarray(page.image.convert("L")) < 128)
+    assert abs(columns.mean() - page.marks[0].x) < 2
+    assert abs(rows.mean() - page.marks[0].y) < 2
+    assert page.runs[0][1] == tuple(page.marks)
 
 
 @pytest.mark.parametrize("name", ["vision", "text", "joint"])

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
-from PIL import Image, ImageFilter
-
 from demo.recipe.render.charset import DIGITS, LOWER, SIGNS, UPPER
 from demo.recipe.render.fonts import SIZE_STEP_PX, faces
 from demo.recipe.render.page import Page, Rgb, Type, text_width
@@ -66,18 +63,6 @@ def fitting_size(words: str, style: Type, width: float) -> Type:
     while text_width(words, style) > width and style.size_px > 10:
         style = style._replace(size_px=style.size_px - SIZE_STEP_PX)
     return style
-
-
-def weathered(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Sometimes blurred a little, or with noise."""
-    if rng.random() < 0.15:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
-    if rng.random() < 0.15:
-        noise = np.random.default_rng(rng.getrandbits(32)).normal(
-            0, rng.uniform(2, 12), (*image.size[::-1], 1)
-        )
-        image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
-    return image
 
 
 def _shade(rng: random.Random, low: int, high: int) -> Rgb:
