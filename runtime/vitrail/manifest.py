@@ -18,9 +18,14 @@ REQUIRED = ("vision_encoder", "projector", "decoder", "token_embeddings")
 Dialect = Literal["ort", "standard"]
 DType = Literal["float32", "float16"]
 VisionPrecision = Literal["float32", "float16", "int8"]
+CachePrecision = Literal["float", "int8"]
+TablePrecision = Literal["float", "int8", "int4"]
+Quantizer = Literal["rtn", "gptq"]
+Sensitive = Literal["lm_head", "first", "last", "v", "down"]
 Stage = Literal["vision_encoder", "projector", "decoder"]
 EngineBuilder = Literal["tensorrt", "tensorrt-rtx"]
 EnginePrecision = Literal["fp16", "bf16", "fp8", "int8"]
+CACHE_ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 TemplateName = Literal["internlm2-chat", "Hermes-2", "internvl2_5", "phi3-chat"]
 
 
@@ -56,10 +61,16 @@ class DecoderContract(Record):
     `logit_positions` int64 [m], indices into the flattened [B * S] positions; `past.{i}.key`, `past.{i}.value` [B, kv_heads, capacity, head_dim] of `dtype`.
     Outputs: `logits` float32 [m, vocab_size]; `present.{i}.key|value`, the same buffers, written in place.
     `chunked_batch` tells whether B > 1 is allowed where S > 1 and something is cached.
+    `cache` int8: keys and values are int8 instead, by scales inside the graph. `embeddings`: of the table, whose scales are
+    a file of their own where it is int8 or int4. `quantizer` made int8 and int4 weights; `sensitive` ones of int4 are int8.
     """
 
     precision: Literal["float32", "float16", "int8", "int4"]
     dtype: DType
+    cache: CachePrecision = "float"
+    embeddings: TablePrecision = "float"
+    quantizer: Quantizer = "rtn"
+    sensitive: tuple[Sensitive, ...] = ()
     dialect: Dialect
     chunked_batch: bool
     layers: int = Field(gt=0)
@@ -71,7 +82,11 @@ class DecoderContract(Record):
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * (4 if self.dtype == "float32" else 2)
+        return 2 * self.layers * self.kv_heads * self.head_dim * CACHE_ELEMENT_BYTES[self.cache_dtype]
+
+    @property
+    def cache_dtype(self) -> DType | Literal["int8"]:
+        return "int8" if self.cache == "int8" else self.dtype
 
 
 class TokenizerContract(Record):

@@ -14,6 +14,12 @@ from vitrail.errors import ArtifactError, OptionError
 from vitrail.providers import Cpu, Cuda
 from vitrail.session.cause import cause_in, driver_fault, library_fault
 
+TENSOR_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "uint8": "tensor(uint8)",
+    "int8": "tensor(int8)",
+}
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
@@ -64,7 +70,7 @@ def check_input(
 ) -> None:
     """Raise ArtifactError unless the graph has this input as the manifest describes it; None is any size."""
     given = {each.name: each for each in session.get_inputs()}.get(name)
-    wanted = {"float32": "tensor(float)", "float16": "tensor(float16)", "uint8": "tensor(uint8)"}[dtype]
+    wanted = TENSOR_TYPES[dtype]
     if given is None or given.type != wanted or not _fits(given.shape, shape):
         found = "no such input" if given is None else f"{given.type} {given.shape}"
         raise ArtifactError(

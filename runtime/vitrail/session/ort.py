@@ -16,7 +16,7 @@ from vitrail.session import Step
 from vitrail.session.inference import check_input, first_line, open_session
 from vitrail.session.table import open_table
 
-DTYPES = {"float32": np.float32, "float16": np.float16}
+DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
 
 class OrtVision:
@@ -105,12 +105,12 @@ class OrtDecoder:
             self.session,
             "decoder",
             f"past.{contract.layers - 1}.value",
-            dtype=contract.dtype,
+            dtype=contract.cache_dtype,
             shape=[None, contract.kv_heads, None, contract.head_dim],
         )
         shape = (slots, contract.kv_heads, capacity, contract.head_dim)
         self.caches = {
-            f"{layer}.{kind}": np.zeros(shape, self.dtype)
+            f"{layer}.{kind}": np.zeros(shape, DTYPES[contract.cache_dtype])
             for layer in range(contract.layers)
             for kind in ("key", "value")
         }
@@ -149,6 +149,6 @@ class OrtDecoder:
     def _bind_caches(self, binding: Any, first: int, count: int) -> None:
         for name, cache in self.caches.items():
             rows = cache[first : first + count]
-            place = ("cpu", 0, self.dtype, rows.shape, rows.ctypes.data)
+            place = ("cpu", 0, cache.dtype, rows.shape, rows.ctypes.data)
             binding.bind_input(f"past.{name}", *place)
             binding.bind_output(f"present.{name}", *place)
