@@ -43,8 +43,19 @@ HEAVY = {
     "onnx",
     "onnxscript",
     "tensorrt",
+    "tensorrt_rtx",
 }
-FOR_EXPORT = {"core", "errors", "manifest", "providers", "session", "templates", "tokenizer"}
+FOR_EXPORT = {
+    "core",
+    "errors",
+    "images",
+    "manifest",
+    "providers",
+    "session",
+    "templates",
+    "tiling",
+    "tokenizer",
+}
 
 
 @cache

@@ -1,0 +1,1 @@
+"""Engines: the exported graphs, compiled by TensorRT or TensorRT for RTX."""

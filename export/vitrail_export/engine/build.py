@@ -1,0 +1,154 @@
+"""An export gets its engines: lower each graph, try it beside float32, compile it, record it in the manifest."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from vitrail.manifest import (
+    Artifact,
+    DType,
+    EngineProfile,
+    EngineRecord,
+    Manifest,
+    Parity,
+    Stage,
+    check_hashes,
+    load_manifest,
+    sha256,
+)
+from vitrail_export.engine.builders import Builder, open_builder
+from vitrail_export.engine.cases import Case, picture_files, vision_cases
+from vitrail_export.engine.compile import compile_graph
+from vitrail_export.engine.gate import Gate
+from vitrail_export.engine.graphs import position_embedding, write_graphs
+from vitrail_export.engine.options import EngineOptions
+from vitrail_export.engine.shapes import decoder_profiles, projector_profile, vision_profile
+from vitrail_export.engine.sources import Source, Sources, open_checkpoint
+from vitrail_export.engine.timing import cache_path
+from vitrail_export.exporter import check_disk
+
+FOLDER = "engines"
+SCRATCH_FACTOR = 4
+"""Room for a stage's float32 graph, its emulation, the lowered graph and the engine, in weights of the first."""
+
+Report: TypeAlias = Callable[[Stage, str, float], None]
+"""(stage, what happens to it, how much of that is done, 0 to 1)"""
+
+
+def build_engines(
+    directory: Path, options: EngineOptions, *, report: Report = lambda _stage, _what, _done: None
+) -> tuple[EngineRecord, ...]:
+    """Build the engines of the export in `directory`, one after the other; each is recorded when it is done.
+
+    Raises OptionError, ArtifactError, CheckpointError, and ExportError where a graph fails its checks or a build fails.
+    """
+    builder = open_builder(options.builder)
+    targets = builder.targets(options.targets)
+    manifest = load_manifest(directory)
+    capacity = options.capacity(manifest)
+    picture_files(options.pictures)
+    check_hashes(manifest, directory)
+    checkpoint = open_checkpoint(options, manifest)
+    (directory / FOLDER).mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=directory / FOLDER) as scratch:
+        sources = Sources(directory, manifest, options, Path(scratch), checkpoint)
+        found = {stage: sources.find(stage) for stage in options.stages}
+        gate = Gate(directory, manifest)
+        build = Build(directory, manifest, options, builder, targets, capacity, Path(scratch), gate, report)
+        return tuple(build.stage(source) for source in found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    directory: Path
+    manifest: Manifest
+    options: EngineOptions
+    builder: Builder
+    targets: tuple[str, ...]
+    capacity: int
+    scratch: Path
+    gate: Gate
+    report: Report
+
+    def stage(self, source: Source) -> EngineRecord:
+        """Build and record one engine."""
+        stage, precision = source.stage, self.options.precision_of(source.stage)
+        check_disk(self.directory, SCRATCH_FACTOR * source.weight_bytes())
+        self.report(stage, f"lowering to {precision}", 0.0)
+        cases = self.cases(source)
+        graphs = write_graphs(source, self.scratch, precision, cases=cases, capacity=self.capacity)
+        self.report(stage, "comparing with float32", 0.0)
+        parity = self.gate.check(stage, cases, exact=graphs.exact, lowered=graphs.tried, precision=precision)
+        record = self.compile(stage, graphs.engine, parity)
+        self.report(stage, "done", 1.0)
+        for used in self.scratch.glob(f"{stage}.*"):
+            used.unlink()
+        return record
+
+    def cases(self, source: Source) -> list[Case]:
+        if source.stage == "vision_encoder":
+            return vision_cases(self.manifest, self.options.pictures, position_embedding(source).numpy())
+        return self.gate.projector_cases() if source.stage == "projector" else self.gate.decoder_cases()
+
+    def profiles(self, stage: Stage) -> tuple[EngineProfile, ...]:
+        if stage == "decoder":
+            slots, chunk = self.options.slots, self.options.prefill_chunk
+            return decoder_profiles(self.manifest, slots=slots, capacity=self.capacity, chunk=chunk)
+        shape = vision_profile if stage == "vision_encoder" else projector_profile
+        return (shape(self.manifest, max_tiles=self.options.max_tiles),)
+
+    def compile(self, stage: Stage, graph: Path, parity: Parity) -> EngineRecord:
+        precision, profiles = self.options.precision_of(stage), self.profiles(stage)
+        name = f"{stage}.{self.builder.name}.{'-'.join(self.targets)}.{precision}"
+        file = self.directory / FOLDER / f"{name}.engine"
+        started = time.monotonic()
+        compile_graph(
+            self.builder,
+            graph,
+            file,
+            targets=self.targets,
+            profiles=profiles,
+            timing=cache_path(file.parent, version=self.builder.version, target=self.targets[0]),
+            progress=lambda phase, done: self.report(stage, phase, done),
+        )
+        dtype: DType = "float32" if precision == "bf16" else "float16"
+        record = EngineRecord(
+            stage=stage,
+            builder=self.builder.name,
+            builder_version=self.builder.version,
+            targets=self.targets,
+            precision=precision,
+            dtype=dtype,
+            profiles=profiles,
+            artifact=f"{FOLDER}/{name}",
+            build_s=round(time.monotonic() - started, 1),
+            parity=parity,
+        )
+        record_engine(self.directory, record, file)
+        return record
+
+
+def record_engine(directory: Path, record: EngineRecord, file: Path) -> None:
+    """Add an engine to the manifest. Older ones of the same stage and builder, for no other targets, are removed."""
+    manifest = load_manifest(directory)
+    replaced = [
+        each
+        for each in manifest.engines
+        if (each.stage, each.builder) == (record.stage, record.builder)
+        and set(each.targets) <= set(record.targets)
+    ]
+    artifacts = dict(manifest.artifacts)
+    for each in replaced:
+        old = directory / artifacts.pop(each.artifact).path
+        if old != file:
+            old.unlink(missing_ok=True)
+    artifacts[record.artifact] = Artifact(
+        path=file.relative_to(directory).as_posix(), sha256=sha256(file), size_bytes=file.stat().st_size
+    )
+    engines = (*(each for each in manifest.engines if each not in replaced), record)
+    manifest.model_copy(update={"artifacts": artifacts, "engines": engines}).write(directory)

@@ -1,0 +1,109 @@
+"""The float32 graph that an engine is derived from: the export's own, or one made anew from its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder
+
+from vitrail.errors import ArtifactError
+from vitrail.manifest import Manifest, Stage
+from vitrail_export.checkpoint import Checkpoint
+from vitrail_export.decoder import build_decoder
+from vitrail_export.engine.lowering import widen
+from vitrail_export.engine.options import EngineOptions
+from vitrail_export.exporter import ExportOptions
+from vitrail_export.graph import save_graph
+from vitrail_export.projector import build_projector
+from vitrail_export.verify import check_same_model
+from vitrail_export.vision import build_vision_encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A stage's graph on disk. `load` gives a fresh copy in float32 each time."""
+
+    stage: Stage
+    path: Path
+
+    def load(self) -> ir.Model:
+        model = ir.load(self.path)
+        widen(model)
+        return model
+
+    def weight_bytes(self) -> int:
+        """Of all weights, those that are floats in float32."""
+        held = (value.const_value for value in self.load().graph.initializers.values())
+        return sum(int(tensor.nbytes) for tensor in held if tensor is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Finds the graphs of an export, or writes them into `scratch`, which is on the same disk."""
+
+    directory: Path
+    manifest: Manifest
+    options: EngineOptions
+    scratch: Path
+    checkpoint: Checkpoint | None
+
+    def find(self, stage: Stage) -> Source:
+        """Raises ArtifactError where the export has no graph for TensorRT and no checkpoint was named."""
+        if self.checkpoint is not None:
+            return Source(stage, self._derive(stage, self.checkpoint))
+        self._check_form(stage)
+        return Source(stage, self.directory / self.manifest.artifacts[stage].path)
+
+    def _derive(self, stage: Stage, checkpoint: Checkpoint) -> Path:
+        path = self.scratch / f"{stage}.source.onnx"
+        save_graph(self._builders()[stage](), checkpoint, path, lambda _name, _bytes: None)
+        return path
+
+    def _builders(self) -> dict[Stage, Callable[[], GraphBuilder]]:
+        """Float graphs in float32: nothing is lost before it is lowered. The decoder keeps its weights' precision."""
+        assert self.checkpoint is not None
+        config = self.checkpoint.config
+        form = ExportOptions(
+            precision=self.manifest.decoder.precision, activations="float32", dialect="standard"
+        )
+        if self.manifest.decoder.precision == "float16":
+            form = ExportOptions(precision="float32", dialect="standard")
+        return {
+            "vision_encoder": lambda: build_vision_encoder(config, form.vision_form),
+            "projector": lambda: build_projector(config, form.vision_form),
+            "decoder": lambda: build_decoder(config.text, form.decoder_form),
+        }
+
+    def _check_form(self, stage: Stage) -> None:
+        vision, decoder = self.manifest.vision, self.manifest.decoder
+        if stage == "decoder" and decoder.dialect != "standard":
+            self._refuse(
+                f"decoder of '{self.directory}' is in dialect {decoder.dialect}, TensorRT needs standard"
+            )
+        if stage == "vision_encoder" and vision.precision not in ("float32", "float16"):
+            self._refuse(
+                f"vision encoder of '{self.directory}' is in {vision.precision}, TensorRT needs it in fp16 or fp32"
+            )
+
+    def _refuse(self, found: str) -> None:
+        again = {"float32": "fp32", "float16": "fp16"}.get(
+            self.manifest.decoder.precision, self.manifest.decoder.precision
+        )
+        raise ArtifactError(
+            f"the {found}; name the checkpoint that it was exported from, and the graph is made anew: "
+            f"vitrail engine {self.directory} --checkpoint CHECKPOINT ...; or export once more with: "
+            f"vitrail export CHECKPOINT --out {self.directory}-standard --dialect standard "
+            f"--vision-precision fp16 --precision {again} --activations fp16"
+        )
+
+
+def open_checkpoint(options: EngineOptions, manifest: Manifest) -> Checkpoint | None:
+    """Raises CheckpointError, or ArtifactError where it is not what the export was made from."""
+    if options.checkpoint is None:
+        return None
+    checkpoint = Checkpoint.open(options.checkpoint)
+    check_same_model(manifest, checkpoint)
+    return checkpoint
