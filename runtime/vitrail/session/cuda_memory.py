@@ -1,0 +1,72 @@
+"""Device memory of a session: planned as named regions, checked against what is free, allocated once."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitrail.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from vitrail.session.cuda_driver import Array, Driver, Stream
+
+ALIGNMENT = 256  # TensorRT asks it of the memory for activations; rows of a cache keep it where they can
+
+
+def require_memory(driver: Driver, needs_bytes: Mapping[str, int], *, cure: str) -> None:
+    """Raise OptionError, naming every part of the need, where the GPU has less than that free."""
+    free, total = driver.memory_bytes()
+    needed = sum(needs_bytes.values())
+    if needed > free:
+        parts = ", ".join(f"{name} {in_gib(size)}" for name, size in needs_bytes.items() if size)
+        raise OptionError(
+            f"{in_gib(needed)} of GPU memory are needed ({parts}), but {in_gib(free)} of {in_gib(total)} "
+            f"are free on {driver.gpu.name}; {cure}"
+        )
+
+
+def in_gib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 30):.2f} GiB"
+
+
+def offsets(sizes_bytes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Where each region begins, aligned, and the size of all."""
+    places, end = {}, 0
+    for name, size in sizes_bytes.items():
+        places[name] = end
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return places, end
+
+
+class Arena:
+    """One zeroed allocation with named regions.
+
+    Zeroed, since attention multiplies what was never written by zero, which leaves no NaN only where there is none.
+    """
+
+    def __init__(self, driver: Driver, sizes_bytes: Mapping[str, int], *, stream: Stream) -> None:
+        places, self.size_bytes = offsets(sizes_bytes)
+        self._memory = driver.allocate(max(self.size_bytes, ALIGNMENT))
+        self.address = {name: self._memory.address + place for name, place in places.items()}
+        stream.clear(self._memory.address, self.size_bytes)
+
+
+class Staging:
+    """Pinned host memory with named regions, through which inputs and outputs pass."""
+
+    def __init__(self, driver: Driver, sizes_bytes: Mapping[str, int]) -> None:
+        self._places, size = offsets(sizes_bytes)
+        self._memory = driver.pin(max(size, ALIGNMENT))
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """The beginning of a region as an array; a view that the next call for this region shares."""
+        size = prod(shape) * np.dtype(dtype).itemsize
+        start = self._places[name]
+        view: Array = self._memory[start : start + size].view(dtype).reshape(shape)
+        return view
