@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vitrail.errors import OptionError
 from vitrail.providers import Cpu, Cuda
 
 if TYPE_CHECKING:
@@ -27,7 +26,8 @@ def open_vision(
     stages: Sequence[str] = STAGES,
     optimize: bool = True,
 ) -> VisionSession:
-    """The vision encoder and projector, or the `stages` named; `tiles_per_run` bounds the memory of one run.
+    """The vision encoder and projector, or the `stages` named; `tiles_per_run` bounds the memory of one run. A TensorRT
+    engine has its memory from the start, and runs as many tiles as it was built for.
 
     optimize=False runs an ONNX graph as it was exported. Raises OptionError for a provider that cannot be had here,
     with its cause, ArtifactError for artifacts that it cannot run.
@@ -43,7 +43,9 @@ def open_vision(
             stages=stages,
             optimize=optimize,
         )
-    raise OptionError(f"provider {provider} is not in this vitrail yet; use cpu or cuda")
+    from vitrail.session.trt import TrtVision  # noqa: PLC0415 - the driver, only where it runs
+
+    return TrtVision(directory, manifest, provider=provider, stages=stages)
 
 
 def open_decoder(
@@ -62,4 +64,6 @@ def open_decoder(
         return OrtDecoder(
             directory, manifest, provider=provider, slots=slots, capacity=capacity, optimize=optimize
         )
-    raise OptionError(f"provider {provider} is not in this vitrail yet; use cpu or cuda")
+    from vitrail.session.trt import TrtDecoder  # noqa: PLC0415 - the driver, only where it runs
+
+    return TrtDecoder(directory, manifest, provider=provider, slots=slots, capacity=capacity)
