@@ -7,6 +7,7 @@ run side by side; `text --eyes` goes on with what the vision tower sees; stage 2
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +59,8 @@ def train_part(arguments: argparse.Namespace) -> None:
 
 
 def _train(directory: Path, part: Part, *, hours: float) -> None:
-    seconds = 3600 * hours
+    seconds, signals = 3600 * hours, list[int]()
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     run(
         _stage(directory, part),
         directory,
@@ -66,6 +68,7 @@ def _train(directory: Path, part: Part, *, hours: float) -> None:
         cooling_s=part.cooling * seconds,
         seed=SEEDS[part.stage],
         rate=part.rate,
+        is_stopped=lambda: bool(signals),
     )
 
 

@@ -39,18 +39,25 @@ class Stage:
 
 
 def run(
-    stage: Stage, directory: Path, *, seconds: float, cooling_s: float = 0.0, seed: int = 0, rate: float = 1.0
+    stage: Stage,
+    directory: Path,
+    *,
+    seconds: float,
+    cooling_s: float = 0.0,
+    seed: int = 0,
+    rate: float = 1.0,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Go on where the last run stopped, at a share `rate` of the stage's learning rates.
 
-    In the last `cooling_s` seconds they fall to almost nothing.
+    In the last `cooling_s` seconds they fall to almost nothing. Ends early, and saves, where `is_stopped`.
     """
     path, log = directory / f"{stage.name}.pt", Log(directory / f"{stage.name}.jsonl")
     step, samples = resume(stage, path)
     rng = random.Random(f"{stage.name} {seed} {step}")  # noqa: S311
     end, saved = time.monotonic() + seconds, time.monotonic()
     warm_from, sums = step, defaultdict(list)
-    while (left := end - time.monotonic()) > 0:
+    while (left := end - time.monotonic()) > 0 and not is_stopped():
         cooled = max(LAST_RATE, left / cooling_s) if cooling_s else 1.0
         set_rate(stage.optimizers, rate * min(1.0, (step + 1 - warm_from) / WARMUP_STEPS, cooled))
         for part in stage.lesson(rng, step):

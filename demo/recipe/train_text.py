@@ -127,9 +127,8 @@ def looked_loss(query: Tensor, key: Tensor, looks: Tensor, orders: Tensor) -> Te
     rows, places = (looks != IGNORED).nonzero(as_tuple=True)
     if not len(rows):
         return torch.zeros(())
-    queries = query[rows, :ORDER, places].float()
-    keys = key[:, :ORDER].float()[rows]
-    scores = torch.einsum("mhd,mhpd->mhp", queries, keys) * query.shape[-1] ** -0.5
+    every = query[:, :ORDER] @ key[:, :ORDER].transpose(-1, -2)
+    scores = every[rows, :, places].float() * query.shape[-1] ** -0.5
     later = torch.arange(key.shape[2]) > places[:, None]
     scores = scores.masked_fill(later[:, None], float("-inf"))
     is_turn = torch.arange(ORDER) == orders[rows, places][:, None]
