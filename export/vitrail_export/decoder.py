@@ -16,10 +16,15 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
 from vitrail_export.config import TextConfig
-from vitrail_export.graph import CONTRIB, Form, Weight, constant, new_graph, vector
+from vitrail_export.graph import CONTRIB, Bits, CacheScales, Fill, Form, Weight, constant, new_graph, vector
 from vitrail_export.layers import RMSNorm, linear, norm_dtype, rms_normalize
 
 FLOAT, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
+LENGTHS: dict[str, dict[str, list[Any]]] = {
+    # As GroupQueryAttention takes them: computed inside, they would cross the bus, which no CUDA graph can hold.
+    "ort": {"last_positions": ["batch"], "total_length": []},
+    "standard": {"past_lengths": ["batch"]},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +33,8 @@ class StepInputs:
 
     cos: Any
     sin: Any
-    lengths: Any  # ort: seqlens_k [B] int32, last position of each row; standard: past_lengths [B] int64
-    total: Any = None  # ort: longest row, int32 scalar
+    lengths: Any  # ort: last_positions [B] int32; standard: past_lengths [B] int64
+    total: Any = None  # ort: total_length, int32 scalar
     positions: Any = None  # standard: [B, S] int64
     mask: Any = None  # standard: bool [B, 1, S, capacity]
 
@@ -56,36 +61,43 @@ class Attention(nn.Module):  # type: ignore[misc]
     def __init__(self, config: TextConfig, form: Form) -> None:
         super().__init__()
         self.config, self.form = config, form
-        self.qkv = linear(
-            config.hidden_size,
-            (config.heads + 2 * config.kv_heads) * config.head_dim,
-            form=form,
-            bias=config.qkv_bias,
-            parts=("q", "k", "v"),
-            bits=form.bits,
-        )
+        heads, kv_heads = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        apart = form.bits_of("v") != form.bits
+        stacked = ("q", "k") if apart else ("q", "k", "v")
+        self.qkv = self.projection(heads + kv_heads * (len(stacked) - 1), stacked, form.bits)
+        self.v = self.projection(kv_heads, ("v",), form.bits_of("v")) if apart else None
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, eps=config.eps, form=form)
             self.k_norm = RMSNorm(config.head_dim, eps=config.eps, form=form)
         self.o = linear(
             config.heads * config.head_dim, config.hidden_size, form=form, bias=config.o_bias, bits=form.bits
         )
+        if form.cache is not None:
+            self.key, self.value = CacheStep(config, form.cache), CacheStep(config, form.cache)
+
+    def projection(self, outputs: int, parts: tuple[str, ...], bits: Bits | None) -> nn.Module:
+        size, bias = self.config.hidden_size, self.config.qkv_bias
+        return linear(size, outputs, form=self.form, bias=bias, parts=parts, bits=bits)
 
     def forward(self, op: Any, x: Any, cache: tuple[Any, Any], step: StepInputs) -> tuple[Any, Any, Any]:
-        qkv = self.qkv(op, x)
         if self.form.dialect == "standard":
-            y, key, value = self.attend_standard(op, *self.split(op, qkv), cache, step)
-        elif self.config.qk_norm:
-            y, key, value = self.attend_fused(op, self.split(op, qkv), cache, step)
+            y, key, value = self.attend_standard(op, *self.split(op, x), cache, step)
+        elif self.config.qk_norm or self.v is not None:
+            y, key, value = self.attend_fused(op, self.split(op, x), cache, step)
         else:
-            y, key, value = self.attend_fused(op, (qkv, None, None), cache, step)
+            y, key, value = self.attend_fused(op, (self.qkv(op, x), None, None), cache, step)
         return self.o(op, y), key, value
 
-    def split(self, op: Any, qkv: Any) -> tuple[Any, Any, Any]:
-        """Packed [B, S, (heads + 2 kv_heads) * head_dim] -> q, k, v, normalized per head where the model does so."""
+    def split(self, op: Any, x: Any) -> tuple[Any, Any, Any]:
+        """[B, S, hidden_size] -> q, k, v [B, S, (heads or kv_heads) * head_dim], q and k normalized per head where the
+        model does so.
+        """
         size = self.config.head_dim
         heads, kv_heads = self.config.heads * size, self.config.kv_heads * size
-        q, k, v = op.Split(qkv, [heads, kv_heads, kv_heads], axis=-1, _outputs=3)
+        if self.v is None:
+            q, k, v = op.Split(self.qkv(op, x), [heads, kv_heads, kv_heads], axis=-1, _outputs=3)
+        else:
+            (q, k), v = op.Split(self.qkv(op, x), [heads, kv_heads], axis=-1, _outputs=2), self.v(op, x)
         if self.config.qk_norm:
             q = op.Reshape(self.q_norm(op, op.Reshape(q, [0, 0, -1, size])), [0, 0, heads])
             k = op.Reshape(self.k_norm(op, op.Reshape(k, [0, 0, -1, size])), [0, 0, kv_heads])
@@ -94,17 +106,22 @@ class Attention(nn.Module):  # type: ignore[misc]
     def attend_fused(
         self, op: Any, qkv: tuple[Any, Any, Any], cache: tuple[Any, Any], step: StepInputs
     ) -> Any:
+        inputs = [*qkv, *cache, step.lengths, step.total, step.cos, step.sin]
+        attributes: dict[str, Any] = {}
+        if self.form.cache is not None:
+            inputs += [None, None, None, self.key.scale, self.value.scale]
+            attributes = {
+                "k_quant_type": "PER_CHANNEL",
+                "v_quant_type": "PER_CHANNEL",
+                "kv_cache_bit_width": 8,
+            }
         return op.GroupQueryAttention(
-            *qkv,
-            *cache,
-            step.lengths,
-            step.total,
-            step.cos,
-            step.sin,
+            *inputs,
             num_heads=self.config.heads,
             kv_num_heads=self.config.kv_heads,
             scale=self.config.head_dim**-0.5,
             do_rotary=1,
+            **attributes,
             _domain=CONTRIB,
             _version=1,
             _outputs=3,
@@ -124,6 +141,18 @@ class Attention(nn.Module):  # type: ignore[misc]
         return merged, key, value
 
 
+class CacheStep(nn.Module):  # type: ignore[misc]
+    """The step of each channel of cached keys or values."""
+
+    def __init__(self, config: TextConfig, cache: CacheScales) -> None:
+        super().__init__()
+        self.scale = Weight([config.kv_heads * config.head_dim], FLOAT, _cache_scales(cache))
+
+
+def _cache_scales(cache: CacheScales) -> Fill:
+    return lambda name, _source: [cache.cache_scales(name.removesuffix(".scale"))]
+
+
 def _split_heads(op: Any, x: Any, size: int) -> Any:
     """[B, S, heads * size] -> [B, heads, S, size]"""
     return op.Transpose(op.Reshape(x, [0, 0, -1, size]), perm=[0, 2, 1, 3])
@@ -134,7 +163,7 @@ class MLP(nn.Module):  # type: ignore[misc]
         super().__init__()
         size, inner = config.hidden_size, config.intermediate_size
         self.gate_up = linear(size, 2 * inner, form=form, bias=False, parts=("gate", "up"), bits=form.bits)
-        self.down = linear(inner, size, form=form, bias=False, bits=form.bits)
+        self.down = linear(inner, size, form=form, bias=False, bits=form.bits_of("down"))
 
     def forward(self, op: Any, x: Any) -> Any:
         gate, up = op.Split(self.gate_up(op, x), axis=-1, num_outputs=2, _outputs=2)
@@ -166,16 +195,18 @@ class Decoder(nn.Module):  # type: ignore[misc]
         self.config, self.form = config, form
         self.rope_cos = _rope_table(config, form, np.cos)
         self.rope_sin = _rope_table(config, form, np.sin)
-        self.layers = nn.ModuleList([Layer(config, form) for _ in range(config.layers)])
+        self.layers = nn.ModuleList(
+            [Layer(config, form.in_layer(at, config.layers)) for at in range(config.layers)]
+        )
         self.norm = RMSNorm(config.hidden_size, eps=config.eps, form=form)
         self.lm_head = linear(
-            config.hidden_size, config.vocab_size, form=form, bias=False, bits=form.head_bits
+            config.hidden_size, config.vocab_size, form=form, bias=False, bits=form.bits_of("lm_head")
         )
 
     def forward(
-        self, op: Any, x: Any, past_lengths: Any, logit_positions: Any, caches: list[tuple[Any, Any]]
+        self, op: Any, x: Any, lengths: tuple[Any, ...], logit_positions: Any, caches: list[tuple[Any, Any]]
     ) -> tuple[Any, list[tuple[Any, Any]]]:
-        step = self.step_inputs(op, x, past_lengths, caches[0][0])
+        step = self.step_inputs(op, x, lengths, caches[0][0])
         delta, present = None, []
         for layer, cache in zip(self.layers, caches, strict=True):
             x, delta, written = layer(op, x, delta, cache, step)
@@ -186,14 +217,12 @@ class Decoder(nn.Module):  # type: ignore[misc]
         logits = self.lm_head(op, self.norm(op, wanted))
         return (op.Cast(logits, to=FLOAT) if self.form.half else op.Identity(logits)), present
 
-    def step_inputs(self, op: Any, x: Any, past_lengths: Any, cache: Any) -> StepInputs:
-        new = op.Shape(x, start=1, end=2)
+    def step_inputs(self, op: Any, x: Any, lengths: tuple[Any, ...], cache: Any) -> StepInputs:
         if self.form.dialect == "ort":
-            new32 = op.Cast(new, to=INT32)
-            ends = op.Add(past_lengths, new32)
-            longest = op.Squeeze(op.ReduceMax(ends, keepdims=0))
-            return StepInputs(cos=self.rope_cos, sin=self.rope_sin, lengths=op.Sub(ends, 1), total=longest)
-        past = op.Cast(past_lengths, to=INT64)
+            last_positions, total = lengths
+            return StepInputs(cos=self.rope_cos, sin=self.rope_sin, lengths=last_positions, total=total)
+        new = op.Shape(x, start=1, end=2)
+        past = op.Cast(lengths[0], to=INT64)
         positions = op.Add(op.Unsqueeze(past, [1]), op.Unsqueeze(op.Range(0, op.Squeeze(new), 1), [0]))
         capacity = op.Range(0, op.Squeeze(op.Shape(cache, start=2, end=3)), 1)
         mask = op.LessOrEqual(capacity, op.Unsqueeze(positions, [1, 3]))
@@ -216,20 +245,20 @@ def build_decoder(config: TextConfig, form: Form) -> GraphBuilder:
     builder, op = new_graph("decoder")
     kv_shape = ["batch", config.kv_heads, "capacity", config.head_dim]
     x = builder.input("inputs_embeds", form.dtype, ["batch", "new", config.hidden_size])
-    past_lengths = builder.input("past_lengths", INT32, ["batch"])
+    lengths = tuple(builder.input(name, INT32, shape) for name, shape in LENGTHS[form.dialect].items())
     logit_positions = builder.input("logit_positions", INT64, ["wanted"])
     caches = [
         (
-            builder.input(f"past.{i}.key", form.dtype, kv_shape),
-            builder.input(f"past.{i}.value", form.dtype, kv_shape),
+            builder.input(f"past.{i}.key", form.cache_dtype, kv_shape),
+            builder.input(f"past.{i}.value", form.cache_dtype, kv_shape),
         )
         for i in range(config.layers)
     ]
-    logits, present = Decoder(config, form)(op, x, past_lengths, logit_positions, caches)
+    logits, present = Decoder(config, form)(op, x, lengths, logit_positions, caches)
     _output(builder, logits, "logits", FLOAT, ["wanted", config.vocab_size])
     for i, (key, value) in enumerate(present):
-        _output(builder, key, f"present.{i}.key", form.dtype, kv_shape)
-        _output(builder, value, f"present.{i}.value", form.dtype, kv_shape)
+        _output(builder, key, f"present.{i}.key", form.cache_dtype, kv_shape)
+        _output(builder, value, f"present.{i}.value", form.cache_dtype, kv_shape)
     return builder
 
 

@@ -57,7 +57,9 @@ class VisionContract(Record):
 class DecoderContract(Record):
     """decoder.onnx, one step over a ragged batch of B rows, S new tokens each (right-padded).
 
-    Inputs: `inputs_embeds` [B, S, hidden_size] of `dtype`; `past_lengths` int32 [B], tokens already cached;
+    Inputs: `inputs_embeds` [B, S, hidden_size] of `dtype`; in dialect standard `past_lengths` int32 [B], tokens already
+    cached; in dialect ort `last_positions` int32 [B], past length + S - 1, and `total_length` int32 [], tokens of the longest
+    row after the step (a device takes it from host memory; it may be more, up to the capacity);
     `logit_positions` int64 [m], indices into the flattened [B * S] positions; `past.{i}.key`, `past.{i}.value` [B, kv_heads, capacity, head_dim] of `dtype`.
     Outputs: `logits` float32 [m, vocab_size]; `present.{i}.key|value`, the same buffers, written in place.
     `chunked_batch` tells whether B > 1 is allowed where S > 1 and something is cached.

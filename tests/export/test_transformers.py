@@ -28,14 +28,21 @@ def sessions(checkpoint, out, dialect):
     return [ort.InferenceSession(out / f"{name}.onnx", providers=["CPUExecutionProvider"]) for name in graphs]
 
 
-def decode(session, embeds, text):
+def decode(session, embeds, text, dialect):
     """Logits of every position, in one pass over an empty cache."""
     length = embeds.shape[1]
     empty = np.zeros((1, text.kv_heads, length, text.head_dim), np.float32)
     caches = {f"past.{layer}.{kind}": empty for layer in range(text.layers) for kind in ("key", "value")}
     feeds = {
         "inputs_embeds": embeds,
-        "past_lengths": np.zeros(1, np.int32),
+        **(
+            {"past_lengths": np.zeros(1, np.int32)}
+            if dialect == "standard"
+            else {
+                "last_positions": np.array([length - 1], np.int32),
+                "total_length": np.array(length, np.int32),
+            }
+        ),
         "logit_positions": np.arange(length),
         **caches,
     }
@@ -58,4 +65,6 @@ def test_logits_of_the_graphs_are_those_of_transformers(twin, dialect, tmp_path)
     images = projector.run(None, {"features": vision.run(None, {"tiles": tiles})[0]})[0]
     embeds = checkpoint.load("text.embed_tokens.weight")[ids]
     embeds[ids == IMAGE] = images.reshape(-1, embeds.shape[1])
-    np.testing.assert_allclose(decode(decoder, embeds[None], checkpoint.config.text), expected, atol=5e-4)
+    np.testing.assert_allclose(
+        decode(decoder, embeds[None], checkpoint.config.text, dialect), expected, atol=5e-4
+    )

@@ -17,6 +17,7 @@ from vitrail.session.cause import cause_in, driver_fault, library_fault
 TENSOR_TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
+    "int32": "tensor(int32)",
     "uint8": "tensor(uint8)",
     "int8": "tensor(int8)",
 }

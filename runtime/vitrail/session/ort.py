@@ -10,13 +10,17 @@ import numpy as np
 
 from vitrail.core import Float, Int32, Uint8
 from vitrail.errors import InvalidInput, ServerError
-from vitrail.manifest import Manifest
+from vitrail.manifest import DecoderContract, Manifest
 from vitrail.providers import Cpu, Cuda
 from vitrail.session import Step
 from vitrail.session.inference import check_input, first_line, open_session
 from vitrail.session.table import open_table
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+LENGTHS: dict[str, dict[str, list[int | None]]] = {
+    "ort": {"last_positions": [None], "total_length": []},
+    "standard": {"past_lengths": [None]},
+}
 
 
 class OrtVision:
@@ -77,6 +81,16 @@ class OrtVision:
         return np.concatenate([session.run(None, {name: batch[i : i + self.tiles_per_run]})[0] for i in runs])
 
 
+def lengths(step: Step, contract: DecoderContract) -> dict[str, Int32]:
+    """The inputs that tell how much of the cache a step reads, in the graph's dialect."""
+    new = step.inputs_embeds.shape[1]
+    past = np.ascontiguousarray(step.past_lengths, np.int32)
+    if contract.dialect == "standard":
+        return {"past_lengths": past}
+    last_positions: Int32 = past + np.int32(new - 1)
+    return {"last_positions": last_positions, "total_length": np.array(past.max() + new, np.int32)}
+
+
 class OrtDecoder:
     """DecoderSession: the language model and its KV cache, one buffer per layer, written in place by IOBinding.
 
@@ -101,6 +115,8 @@ class OrtDecoder:
         self.session = open_session(
             directory / manifest.artifacts["decoder"].path, provider, optimize=optimize
         )
+        for name, shape in LENGTHS[contract.dialect].items():
+            check_input(self.session, "decoder", name, dtype="int32", shape=shape)
         check_input(
             self.session,
             "decoder",
@@ -131,8 +147,8 @@ class OrtDecoder:
             )
         feeds = {
             "inputs_embeds": np.ascontiguousarray(step.inputs_embeds, self.dtype),
-            "past_lengths": np.ascontiguousarray(step.past_lengths, np.int32),
             "logit_positions": np.ascontiguousarray(step.logit_positions, np.int64),
+            **lengths(step, self.contract),
         }
         binding = self.session.io_binding()
         for name, array in feeds.items():
