@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-
 from bench.gpu.models import Subject
 from bench.gpu.weights import RandomWeights, write_graph
+
 from vitrail.manifest import Artifact, Manifest, TokenizerContract
 from vitrail_export.decoder import build_decoder
-from vitrail_export.exporter import EMBEDDINGS, describe, save_embeddings, weight_bytes
+from vitrail_export.embeddings import EMBEDDINGS, save_embeddings
+from vitrail_export.exporter import describe, weight_bytes
 from vitrail_export.projector import build_projector
 from vitrail_export.synthetic_tokenizer import write_tokenizer
 from vitrail_export.tokenizer import export_tokenizer

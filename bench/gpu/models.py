@@ -20,7 +20,8 @@ class Sizes:
     """How much of everything is measured; those of the tiny model only show that it runs.
 
     tiles of one vision run; prefill: prompt tokens; batches: rows of a decode step, each behind `past` tokens, for
-    `steps` steps; picture_tiles: of the pictures asked about; concurrency, and requests for each one at once.
+    `steps` steps; picture_tiles: of the pictures asked about, concurrency: how many at once, peer_batches: how many
+    of each of these sizes the peer answers at once.
     """
 
     tiles: tuple[int, ...] = (13, 1, 7, 40)
@@ -30,6 +31,7 @@ class Sizes:
     steps: int = 32
     picture_tiles: tuple[int, ...] = (13, 1)
     concurrency: tuple[int, ...] = (32, 8, 1)
+    peer_batches: tuple[int, ...] = (8, 32)
     slots: int = 32
     context_tokens: int = 4096
     answer_tokens: int = 32
@@ -46,8 +48,9 @@ TINY_SIZES = Sizes(
     steps=4,
     picture_tiles=(3, 1),
     concurrency=(3, 1),
+    peer_batches=(2, 2),
     slots=3,
-    context_tokens=192,
+    context_tokens=320,
     answer_tokens=4,
     rounds=2,
     copy_bytes=8 << 20,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench.gpu.weights import RandomWeights
 from transformers import InternVLConfig, InternVLForConditionalGeneration, StaticCache
 
-from bench.gpu.weights import RandomWeights
 from vitrail.core import Int32, Uint8
 from vitrail_export.config import ModelConfig
 from vitrail_export.config_write import in_layout, write_config
@@ -37,27 +38,29 @@ class TorchPeer:
                 _config(config), dtype=dtype, attn_implementation="sdpa"
             ).eval()
         self._fill(in_layout(config, "hf"), source)
-        inner = self.model.model
-        self.language, self.look, self.head = (
-            inner.language_model,
-            inner.get_image_features,
-            self.model.lm_head,
-        )
-        self.forward = self.language.forward
+        self._language = self.model.model.language_model
         vision = config.vision
         self._mean, self._std = (
             torch.tensor(each, device=device).reshape(3, 1, 1) * 255 for each in (vision.mean, vision.std)
         )
 
+    @property
+    def weight_bytes(self) -> int:
+        return sum(each.numel() * each.element_size() for each in self.model.parameters())
+
     @torch.inference_mode()
     def see(self, tiles: Uint8) -> Tensor:
         """uint8 [n, 3, S, S] -> embeds [n, tokens_per_tile, d]."""
-        pixels = torch.from_numpy(tiles).to(self.device)
-        return self.look(pixel_values=((pixels - self._mean) / self._std).to(self.dtype)).pooler_output
+        return self._look(self._pixels(tiles))
+
+    @torch.inference_mode()
+    def compiled_see(self, tiles: Uint8) -> Tensor:
+        return self._compiled_look(self._pixels(tiles))
 
     @torch.inference_mode()
     def embed(self, ids: Int32) -> Tensor:
-        return self.language.embed_tokens(torch.from_numpy(ids).to(self.device))
+        """[n] -> [n, d]."""
+        return self._language.embed_tokens(torch.from_numpy(ids).to(self.device))
 
     def cache(self, capacity: int) -> StaticCache:
         return StaticCache(config=self.model.config.get_text_config(), max_cache_len=capacity)
@@ -65,23 +68,31 @@ class TorchPeer:
     @torch.inference_mode()
     def prefill(self, embeds: Tensor, cache: StaticCache) -> Tensor:
         """Embeds [B, P, d] -> the next ids [B, 1]."""
-        return self._next(self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True))
+        return self._next(self._language(inputs_embeds=embeds, past_key_values=cache, use_cache=True))
 
-    @torch.inference_mode()
-    def decode(self, ids: Tensor, cache: StaticCache, steps: int) -> Tensor:
-        """The ids [B, 1] after so many greedy steps."""
-        for _ in range(steps):
-            embeds = self.language.embed_tokens(ids)
-            ids = self._next(self.forward(inputs_embeds=embeds, past_key_values=cache, use_cache=True))
-        return ids
+    def step(self, ids: Tensor, cache: StaticCache) -> Tensor:
+        """One token of every row [B, 1] -> the next ones. For inference mode."""
+        embeds = self._language.embed_tokens(ids)
+        return self._next(self._language(inputs_embeds=embeds, past_key_values=cache, use_cache=True))
 
-    def compile(self) -> None:
-        """Decode steps and vision by torch.compile; the first call of each shape compiles."""
-        self.forward = torch.compile(self.language.forward, mode="reduce-overhead", fullgraph=True)
-        self.look = torch.compile(self.look)
+    @cached_property
+    def compiled_step(self) -> Any:
+        """`step` by torch.compile, with CUDA graphs; the first call of each shape compiles."""
+        return torch.compile(self.step, mode="reduce-overhead", fullgraph=True)
+
+    @cached_property
+    def _compiled_look(self) -> Any:
+        return torch.compile(self._look)
+
+    def _look(self, pixels: Tensor) -> Tensor:
+        return self.model.model.get_image_features(pixel_values=pixels).pooler_output
+
+    def _pixels(self, tiles: Uint8) -> Tensor:
+        raw = torch.from_numpy(tiles).to(self.device)
+        return ((raw - self._mean) / self._std).to(self.dtype)
 
     def _next(self, output: Any) -> Tensor:
-        return self.head(output.last_hidden_state[:, -1:]).argmax(-1).clone()
+        return self.model.lm_head(output.last_hidden_state[:, -1:]).argmax(-1)
 
     @torch.no_grad()
     def _fill(self, config: ModelConfig, source: RandomWeights) -> None:

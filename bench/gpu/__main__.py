@@ -1,0 +1,110 @@
+"""Measure vitrail on one GPU, beside PyTorch and the roofline, within a fixed time.
+
+    python -m bench.gpu                          # writes bench/results/DEVICE.json, ends with one JSON line
+    python -m bench.gpu --device cpu --tiny      # tries every step out on a tiny model; says nothing about speed
+
+Weights are random, in the published configurations: the figures do not depend on them. Without a GPU nothing is
+measured, and the exit code is 0; it is 1 where a stage of vitrail failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.gpu.session import Wanted
+
+RESULTS = Path(__file__).parents[1] / "results"
+NEEDED = {
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "pydantic": "pydantic",
+    "rich": "rich",
+    "torch": "torch",
+    "transformers": "transformers",
+    "onnxruntime": "onnxruntime-gpu",
+    "onnx_ir": "onnx-ir",
+    "onnxscript": "onnxscript",
+    "ml_dtypes": "ml_dtypes",
+    "tokenizers": "tokenizers",
+    "sentencepiece": "sentencepiece",
+}
+
+
+def main() -> None:
+    args = arguments()
+    if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
+        sys.exit(
+            f"not installed here: {', '.join(missing)}; docs/benchmark.md tells how to bring them without a network"
+        )
+    if args.device == "cuda" and (why := no_gpu()):
+        print(f"nothing measured: {why}")
+        return
+    # Imported first, torch brings the CUDA libraries that onnxruntime-gpu then finds loaded.
+    importlib.import_module("torch")
+    session = importlib.import_module("bench.gpu.session")
+    with tempfile.TemporaryDirectory(prefix="vitrail-bench-", dir=args.work) as work:
+        card = session.run(wanted(args, Path(work)))
+    print(session.card_text(card), file=sys.stderr)
+    print(json.dumps(card))
+    sys.exit(1 if session.failed(card) else 0)
+
+
+def no_gpu() -> str | None:
+    """Why there is no GPU to measure on; None where there is one."""
+    import torch  # noqa: PLC0415
+
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is built without CUDA; --device cpu --tiny tries the benchmark out"
+    return "torch sees no NVIDIA GPU or driver; --device cpu --tiny tries the benchmark out"
+
+
+def wanted(args: argparse.Namespace, work: Path) -> Wanted:
+    from bench.gpu.session import Wanted  # noqa: PLC0415 - torch, only where it is there
+
+    return Wanted(
+        device=args.device,
+        tiny=args.tiny,
+        models=tuple(args.models.split(",")) if args.models else None,
+        seconds=args.seconds,
+        out=args.out,
+        plot=args.plot,
+        compile=args.compile,
+        work=work,
+    )
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model and few repeats")
+    parser.add_argument("--models", help="such as internvl2-2b:fp16,internvl3-8b:int4, in that order")
+    parser.add_argument(
+        "--seconds", type=float, default=480, help="of the whole run; what does not fit is listed"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="directory of DEVICE.json and DEVICE.png")
+    parser.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile, too"
+    )
+    parser.add_argument(
+        "--work",
+        default="/dev/shm" if Path("/dev/shm").is_dir() else None,  # noqa: S108 - removed at the end
+        help="where the artifacts go while they are measured: up to 17 GB",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

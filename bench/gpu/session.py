@@ -1,0 +1,167 @@
+"""A whole run: the roofline, then every model in order of how much its figures are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args
+
+from bench.gpu.bed import Bed, open_bed
+from bench.gpu.device import Device
+from bench.gpu.figures import Figures
+from bench.gpu.models import TINY, TINY_SIZES, Precision, Sizes, Subject
+from bench.gpu.plan import Group, Run, Stage
+from bench.gpu.report import card_text, failures, of_vitrail
+from bench.gpu.roofline import Roofline, measure_roofline
+
+from vitrail.benchmark.device import device_fields
+from vitrail.errors import OptionError
+from vitrail_export.published import PUBLISHED
+
+__all__ = ["Wanted", "card_text", "failed", "run"]
+
+# The first group of a model also measures the peer: PyTorch is the same for all of our precisions.
+MODELS = ("internvl2-2b:fp16", "internvl3-8b:fp16", "internvl3-8b:int4", "internvl2-2b:int4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What to measure. models: NAME:PRECISION, None for all; seconds: of the whole run; out: a directory."""
+
+    device: str
+    tiny: bool
+    models: tuple[str, ...] | None
+    seconds: float
+    out: Path
+    plot: bool
+    compile: bool
+    work: Path
+
+
+def run(wanted: Wanted) -> dict[str, Any]:
+    """The card, which is also in the file. Raises OptionError for an unknown model."""
+    subjects = [read_subject(text) for text in _models(wanted)]
+    device, sizes = Device(wanted.device), TINY_SIZES if wanted.tiny else Sizes()
+    wanted.out.mkdir(parents=True, exist_ok=True)
+    name = f"{device.slug}-tiny" if wanted.tiny else device.slug
+    figures = Figures(wanted.out / f"{name}.json", _heading(device, wanted))
+    roof = measure_roofline(device, sizes)
+    device.release()
+    figures.card["roofline"] = roof.fields()
+    groups = [
+        _group(
+            subject, with_peer=first, wanted=wanted, device=device, sizes=sizes, roof=roof, figures=figures
+        )
+        for subject, first in _with_first(subjects)
+    ]
+    Run(groups, budget_s=wanted.seconds, on_outcome=figures.note)()
+    if wanted.plot and find_spec("matplotlib"):
+        from bench.gpu.plot import write_plot  # noqa: PLC0415
+
+        write_plot(wanted.out / f"{name}.png", figures.card)
+    return figures.card
+
+
+def failed(card: dict[str, Any]) -> bool:
+    """Whether any stage of vitrail itself broke off."""
+    return any(map(of_vitrail, failures(card)))
+
+
+def read_subject(text: str) -> Subject:
+    name, _, precision = text.partition(":")
+    if name not in (TINY, *PUBLISHED) or precision not in get_args(Precision):
+        known = f"{', '.join((TINY, *PUBLISHED))}, each with :{' or :'.join(get_args(Precision))}"
+        raise OptionError(f"'{text}' cannot be measured; choose of {known}")
+    return Subject(name, precision)  # type: ignore[arg-type]
+
+
+def _models(wanted: Wanted) -> tuple[str, ...]:
+    return wanted.models or ((f"{TINY}:fp16", f"{TINY}:int4") if wanted.tiny else MODELS)
+
+
+def _with_first(subjects: list[Subject]) -> list[tuple[Subject, bool]]:
+    names = [subject.name for subject in subjects]
+    return [(subject, names.index(subject.name) == at) for at, subject in enumerate(subjects)]
+
+
+def _heading(device: Device, wanted: Wanted) -> dict[str, Any]:
+    fields = device_fields()
+    return {
+        "bench": "gpu",
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "tiny": wanted.tiny,
+        "device": {**device.fields(), **fields},
+        "vitrail": fields["vitrail"],
+        "commit": fields["commit"],
+        "roofline": {},
+    }
+
+
+def _group(
+    subject: Subject,
+    *,
+    with_peer: bool,
+    wanted: Wanted,
+    device: Device,
+    sizes: Sizes,
+    roof: Roofline,
+    figures: Figures,
+) -> Group[Bed]:
+    opened = partial(
+        open_bed,
+        subject,
+        device=device,
+        sizes=sizes,
+        roof=roof,
+        figures=figures,
+        work=wanted.work,
+        with_peer=with_peer,
+    )
+    large = 2.0 if "8b" in subject.name else 1.0
+    stages = _stages(sizes, large, with_peer=with_peer, compiled=wanted.compile and device.is_gpu)
+    return Group(subject.title, open_seconds=15 * large, open=opened, stages=stages)
+
+
+def _stages(sizes: Sizes, large: float, *, with_peer: bool, compiled: bool) -> tuple[Stage[Bed], ...]:
+    """Most wanted first; a first size of everything is essential."""
+
+    def stages(
+        kind: str, seconds: float, values: tuple[Any, ...], measure: Callable[..., None]
+    ) -> list[Stage[Bed]]:
+        return [
+            Stage(f"{kind} {value}", large * seconds, lambda bed, v=value: measure(bed, v), essential=at == 0)
+            for at, value in enumerate(values)
+        ]
+
+    measured = [
+        stages("vision", 3, sizes.tiles, Bed.vision),
+        stages("decode", 6, sizes.batches, Bed.decode),
+        stages("answers", 6, tuple((tiles, 1) for tiles in sizes.picture_tiles), _answers),
+        stages("prefill", 2, sizes.prefill, Bed.prefill),
+        *(stages("answers", 8, ((tiles, sizes.concurrency[0]),), _answers) for tiles in sizes.picture_tiles),
+        stages(
+            "answers",
+            5,
+            tuple((tiles, many) for tiles in sizes.picture_tiles for many in sizes.concurrency[1:-1]),
+            _answers,
+        ),
+    ]
+    found = [stage for group in measured for stage in group]
+    found.sort(key=lambda stage: not stage.essential)
+    if with_peer:
+        batches = tuple(zip(sizes.picture_tiles, sizes.peer_batches, strict=True))
+        found += [
+            Stage(f"answers of torch {each}", 8 * large, lambda bed, e=each: bed.peer_answers(*e))
+            for each in batches
+        ]
+    if with_peer and compiled:
+        found.append(Stage("torch compiled", 60, Bed.compiled))
+    return tuple(found)
+
+
+def _answers(bed: Bed, of: tuple[int, int]) -> None:
+    bed.answers(*of)
