@@ -35,6 +35,14 @@ class Shape:
     tokens: int = 2048
 
 
+class Kept:
+    """Of one layer, for losses of its own: states [n, P, d] before it, queries and keys [n, heads, P, size] in it."""
+
+    states: Tensor
+    query: Tensor
+    key: Tensor
+
+
 class Attention(nn.Module):
     """Grouped-query attention with one matrix: for each KV head its queries, its key, its value."""
 
@@ -45,8 +53,7 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(shape.text_width, self.kv_heads * (self.groups + 2) * self.size, bias=False)
         self.wo = nn.Linear(shape.text_width, shape.text_width, bias=False)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kept: list[Tensor] | None = None) -> Tensor:
-        """`kept` receives queries and keys [n, heads, P, size], for a loss on where is looked."""
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kept: Kept | None = None) -> Tensor:
         count, length, _ = x.shape
         split = self.wqkv(x).view(count, length, self.kv_heads, self.groups + 2, self.size)
         query, key, value = split.split((self.groups, 1, 1), dim=3)
@@ -54,7 +61,7 @@ class Attention(nn.Module):
         key = rotate(key.squeeze(3).transpose(1, 2), rope).repeat_interleave(self.groups, dim=1)
         value = value.squeeze(3).transpose(1, 2).repeat_interleave(self.groups, dim=1)
         if kept is not None:
-            kept += [query, key]
+            kept.query, kept.key = query, key
         attended = attend(query, key, value, causal=True)
         return self.wo(attended.transpose(1, 2).flatten(2))
 
@@ -78,7 +85,9 @@ class TextLayer(nn.Module):
         self.ffn_norm = nn.RMSNorm(shape.text_width, eps=1e-5)
         self.feed_forward = FeedForward(shape)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kept: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kept: Kept | None = None) -> Tensor:
+        if kept is not None:
+            kept.states = x
         x = x + self.attention(self.attention_norm(x), rope, kept)
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -106,8 +115,8 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.model.tok_embeddings.weight, std=0.5)
         nn.init.normal_(self.output.weight, std=0.02)
 
-    def hidden(self, embeds: Tensor, kept: list[Tensor] | None = None) -> Tensor:
-        """Embeddings [n, P, d] -> normed hidden states [n, P, d]. `kept`: queries and keys of the last layer but one."""
+    def hidden(self, embeds: Tensor, kept: Kept | None = None) -> Tensor:
+        """Embeddings [n, P, d] -> normed hidden states [n, P, d]. `kept` is filled by the last layer but one."""
         rope = rotations(embeds.shape[1], self.head_size)
         for at, layer in enumerate(self.model.layers):
             embeds = layer(embeds, rope, kept if at == len(self.model.layers) - 2 else None)

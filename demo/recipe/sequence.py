@@ -14,7 +14,6 @@ from torch import Tensor
 
 from demo.recipe import oracle
 from demo.recipe.evaluation import message
-from demo.recipe.render.charset import CHARACTERS, CODE_CLASSES
 from demo.recipe.render.page import Mark, Page
 from demo.recipe.scene import Scene
 from demo.recipe.tokenizer import CONTRACT, runtime_tokenizer
@@ -36,7 +35,8 @@ Int64 = npt.NDArray[np.int64]
 class Batch:
     """ids and targets [n, P] (targets IGNORED outside answers), and all pictures' tiles or codes in order.
 
-    names [t, 64, ORDER]: the tokens that spell the characters in each visual token's square from the left, or IGNORED.
+    names [t, 64, ORDER + 2]: the tokens that spell the characters in each visual token's square from the left, and
+    the two that stand before them in their line, newest first; a line break where it begins; IGNORED where none is.
     looks [n, P]: where in the sequence the visual token of the character stands that is to be written next, or IGNORED.
     orders [n, P]: how many characters stand to the left of that one in the same square, at most ORDER - 1.
     """
@@ -120,8 +120,9 @@ def _ordered(squares: Iterable[int]) -> list[Spot]:
 
 
 def _square(page: Page, mark: Mark) -> int:
-    """The visual token of a page in whose square a mark has its centre."""
-    column, row = int(mark.x // SQUARE), int(mark.y // SQUARE)
+    """The visual token of a page in whose square a mark has its centre, the nearest where that lies outside."""
+    column = int(min(max(mark.x, 0), page.width - 1) // SQUARE)
+    row = int(min(max(mark.y, 0), page.height - 1) // SQUARE)
     tile = row // SIDE * (page.width // TILE) + column // SIDE
     return tile * TOKENS_PER_TILE + row % SIDE * SIDE + column % SIDE
 
@@ -150,29 +151,30 @@ def batch(scenes: list[Scene], *, pixels: bool) -> Batch:
         torch.from_numpy(targets),
         pictures,
         codes,
-        characters_of(codes),
+        torch.from_numpy(np.concatenate([page_names(page) for page in pages])),
         torch.from_numpy(looks),
         torch.from_numpy(orders),
     )
 
 
-def characters_of(codes: Tensor) -> Tensor:
-    """Codes [t, 256, 192] -> token ids [t, 64, ORDER]: the characters of each square of 2 x 2 patches from the left."""
-    tiles, side = codes.shape[0], oracle.GRID // 2
-    halves = codes.view(tiles, side, 2, side, 2, 2, CODE_CLASSES).permute(0, 1, 3, 2, 4, 5, 6)
-    columns = halves.reshape(tiles, side * side, 2, 4, CODE_CLASSES).sum(2)
-    share, character = columns[..., 1 : 1 + len(CHARACTERS)].max(-1)
-    is_there = share > 0.5
-    place = torch.where(is_there, is_there.cumsum(-1) - 1, ORDER).clamp(max=ORDER)
-    spelled = torch.full((*place.shape[:2], ORDER + 1), IGNORED)
-    spelled.scatter_(-1, place, character_ids()[character])
-    return spelled[..., :ORDER]
+def page_names(page: Page) -> Int64:
+    """[tiles, 64, ORDER + 2] as in `Batch.names`; a thumbnail names nothing."""
+    names = np.full((tile_count(page), TOKENS_PER_TILE, ORDER + 2), IGNORED)
+    squares = names.reshape(-1, ORDER + 2)
+    for words, marks in page.runs:
+        places = [at for at, each in enumerate(words) if each != " "]
+        line = [token_of("\n"), token_of("\n"), *map(token_of, words)]
+        for at, (square, order) in zip(places, _ordered(_square(page, mark) for mark in marks), strict=True):
+            squares[square, order] = line[at + 2]
+            if order == 0:
+                squares[square, ORDER:] = line[at + 1], line[at]
+    return names
 
 
-@lru_cache(maxsize=1)
-def character_ids() -> Tensor:
-    """The token of each of CHARACTERS."""
-    return torch.tensor([_ids((Text(character),))[0] for character in CHARACTERS])
+@lru_cache(maxsize=256)
+def token_of(character: str) -> int:
+    (token,) = _ids((Text(character),))
+    return token
 
 
 def tile_count(page: Page) -> int:

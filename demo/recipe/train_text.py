@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from demo.recipe import curriculum, oracle
 from demo.recipe.loop import Lesson, Stage
-from demo.recipe.model import DemoModel, Shape
+from demo.recipe.model import DemoModel, Kept, Shape
 from demo.recipe.muon import optimizers
 from demo.recipe.sequence import IGNORED, ORDER, Batch, batch, image_context_id
 from demo.recipe.state import load, normalized
@@ -71,8 +71,9 @@ def stage(*, eyes: Eyes | None = None, most_tiles: int = MOST_TILES) -> Stage:
 class Answers:
     """loss: mean cross entropy of the answers' tokens; right: the share of them that is predicted.
 
-    named: cross entropy of each visual token's characters, predicted where the token stands. It teaches what
-    the code means at once, so that only where to look is left to be found by answering.
+    named: cross entropy of each visual token's characters and of those before them, told where the token stands by
+    its state before the watched layer. It teaches what the code means at once, for hundreds of characters in a step,
+    so that only where to look is left to be found by answering.
     looked: cross entropy of the watched heads' attention with the visual token of the character to write next.
     Without it, answers stayed at the frequencies of characters for as long as was tried (5,000 samples).
     There is one such head for the first character of a token, one for the second and one for the third: the one
@@ -96,26 +97,28 @@ class Answers:
 def answer_loss(model: DemoModel, data: Batch, features: Tensor, context: int) -> Answers:
     with torch.autocast(features.device.type, dtype=torch.bfloat16):
         embeds = model.spliced(data.ids, model.project(features), context)
-        kept: list[Tensor] = []
+        kept = Kept()
         hidden = model.language_model.hidden(embeds, kept)
         answers = model.language_model.output(hidden[data.targets != IGNORED]).float()
-        named = named_loss(model, hidden[data.ids == context], data.names.flatten(0, 1))
+        named = named_loss(model, kept.states[data.ids == context], data.names.flatten(0, 1))
     targets = data.targets[data.targets != IGNORED]
     return Answers(
         loss=functional.cross_entropy(answers, targets),
         right=(answers.argmax(-1) == targets).float().mean().item(),
         named=named,
-        looked=looked_loss(kept[0], kept[1], data.looks, data.orders),
+        looked=looked_loss(kept.query, kept.key, data.looks, data.orders),
     )
 
 
-def named_loss(model: DemoModel, hidden: Tensor, names: Tensor) -> Tensor:
-    """How far the characters [m, ORDER] of visual tokens are from what their hidden states [m, d] tell.
+def named_loss(model: DemoModel, states: Tensor, names: Tensor) -> Tensor:
+    """How far the names [m, k] of visual tokens are from what their states [m, d] before the watched layer tell.
 
-    Each order has its own rotation of the state's numbers before the same output matrix.
+    Each of the k has its own rotation of the state's numbers before the same output matrix.
     """
-    width = hidden.shape[-1] // ORDER
-    told = torch.stack([hidden.roll(order * width, -1) for order in range(ORDER)], 1)
+    kinds = names.shape[1]
+    width = states.shape[-1] // kinds
+    states = functional.rms_norm(states, states.shape[-1:])
+    told = torch.stack([states.roll(kind * width, -1) for kind in range(kinds)], 1)
     is_named = names != IGNORED
     if not is_named.any():
         return torch.zeros(())

@@ -170,13 +170,14 @@ def test_characters_of_one_visual_token_are_told_apart_by_their_order():
     squares = [int(mark.x // 28) for mark in page.marks]
     assert squares == [1, 1, 2, 2, 3]
     assert orders[there].tolist() == [0, 1, 0, 1, 0]
-    names = batch([scene], pixels=False).names[0].reshape(8, 8, 3)
+    names = batch([scene], pixels=False).names[0].reshape(8, 8, 5)
     row = int(page.marks[0].y // 28)
-    spelled = [
-        runtime_tokenizer().decode([int(each) for each in names[row, column][:2]], keep_special=False)
-        for column in (1, 2)
-    ]
-    assert spelled == ["1M", "23"]
+    spelled = [_spelled(names[row, column]) for column in (1, 2, 3)]
+    assert spelled == ["1M\n\n", "23M1", "432"]
+
+
+def _spelled(names):
+    return runtime_tokenizer().decode([int(each) for each in names if each != IGNORED], keep_special=False)
 
 
 def test_marks_turn_with_their_page():
