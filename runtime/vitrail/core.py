@@ -90,6 +90,8 @@ class GenerateOptions:
 
     max_tokens: None for what the context leaves, at most 1024. logprobs: None for none, k >= 0 for each token's
     own and the k most likely. n answers, independent, seeds seed, seed + 1, …
+
+    Where requests wait: priority 0 (first) to 9, and user, whose requests take fair turns with other users'.
     """
 
     max_tokens: int | None = None
@@ -107,6 +109,8 @@ class GenerateOptions:
     logprobs: int | None = None
     deadline_s: float | None = None
     keep_special_tokens: bool = False
+    priority: int = 5
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)

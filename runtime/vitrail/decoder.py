@@ -16,10 +16,12 @@ import numpy as np
 from vitrail.admission import Admission
 from vitrail.batch import to_step
 from vitrail.errors import OptionError, ServerError, VitrailError
+from vitrail.fair import LEVEL_TOKENS
 from vitrail.kv import NOTHING, longest_reusable
 from vitrail.request import Request, answer_limit, check_request
-from vitrail.schedule import Decode, Prefill, next_batch, next_prefill
+from vitrail.schedule import Decode, Prefill, delays, due, next_batch, next_prompt
 from vitrail.sequence import Job, Sequence
+from vitrail.settings import Settings
 from vitrail.splice import PromptEmbeds
 
 if TYPE_CHECKING:
@@ -37,49 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoder", "Request", "Settings", "Statistics"]
 
-DEFAULT_CONTEXT_TOKENS = 8192
 FAILED = "the model failed on this request; the server's log tells why"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much a decoder takes on. Raises OptionError for a value below its least.
-
-    slots: answers decoded at once; context_tokens: what each slot caches (None: the export's limit, at most 8192);
-    prefill_chunk: prompt tokens of one step; queue_limit: answers that may wait; default_deadline_s: for requests
-    that name none; prefix_cache: whether the beginning of a prompt that is still cached is used again.
-    """
-
-    slots: int = 4
-    context_tokens: int | None = None
-    prefill_chunk: int = 512
-    queue_limit: int = 64
-    default_deadline_s: float = 600.0
-    prefix_cache: bool = True
-
-    def __post_init__(self) -> None:
-        least = {
-            "slots": 1,
-            "context_tokens": 3,
-            "prefill_chunk": 1,
-            "queue_limit": 0,
-            "default_deadline_s": 0,
-        }
-        for name, limit in least.items():
-            value = getattr(self, name)
-            if value is not None and not value >= limit:
-                raise OptionError(f"{name} is {value}; it must be at least {limit}")
-
-    def capacity(self, export_limit: int) -> int:
-        """Tokens that one slot caches. Raises OptionError beyond what the export was made for."""
-        wanted = self.context_tokens
-        if wanted is not None and wanted > export_limit:
-            raise OptionError(
-                f"context_tokens is {wanted}, but this export reaches {export_limit}; lower it to that"
-            )
-        return min(export_limit, DEFAULT_CONTEXT_TOKENS) if wanted is None else wanted
 
 
 @dataclass(slots=True)
@@ -138,6 +100,7 @@ class Decoder:
         self._admission = Admission(slots=session.slots, queue_limit=self.settings.queue_limit, clock=clock)
         self._active: list[Sequence] = []
         self._after_prefill = False
+        self._pace = self.settings.pace
         self._totals = Totals()
         self._turns = 0
         self._thread: threading.Thread | None = None
@@ -254,6 +217,8 @@ class Decoder:
     def _seat(self, waiting: Waiting, seat: Seat) -> None:
         job, answer, prompt = waiting
         try:
+            if seat.move is not None:
+                self._session.copy(*seat.move)
             sequence = Sequence(
                 job, answer, seat=seat, prompt=prompt, tokenizer=self._tokenizer, contract=self._contract
             )
@@ -261,9 +226,16 @@ class Decoder:
             log.exception("request %s cannot begin", job.request.id)
             job.fail(ServerError(FAILED))
             self._admission.vacate([(seat.slot, NOTHING)])
+            self._admission.forget()
         else:
+            sequence.due = self._due(sequence)
             job.admit(sequence)
             self._active.append(sequence)
+
+    def _due(self, sequence: Sequence) -> int:
+        known = max(sequence.cached_tokens, self._best_source(sequence, self._admission.kept()).cached_tokens)
+        missing = sequence.prompt_tokens - known
+        return due(self._totals.prompt_tokens, missing, sequence.priority, level=LEVEL_TOKENS)
 
     def _schedule(self) -> Batch | None:
         kept = self._admission.kept()
@@ -271,7 +243,7 @@ class Decoder:
         batch = next_batch(
             self._active,
             {slot: len(keys) for slot, keys in kept.items()},
-            prefill_chunk=self.settings.prefill_chunk,
+            pace=self._pace,
             after_prefill=self._after_prefill,
         )
         self._after_prefill = isinstance(batch, Prefill)
@@ -279,34 +251,45 @@ class Decoder:
 
     def _reuse(self, kept: dict[int, Keys]) -> None:
         """Before a prompt's first chunk, copy what another slot holds of its beginning."""
-        prefill = next_prefill(self._active, self.settings.prefill_chunk)
-        if prefill is None or prefill.row.looked:
+        row = next_prompt(self._active)
+        if row is None or row.looked:
             return
-        row = prefill.row
         row.looked = True
-        others = [(other.slot, other.held) for other in self._active]
-        best = longest_reusable([*others, *kept.items()], row.keys)
+        best = self._best_source(row, kept)
         if best.cached_tokens > row.cached_tokens:
             self._session.copy(best.slot, row.slot, best.cached_tokens)
             row.cached_tokens = best.cached_tokens
         row.job.reused_tokens += row.cached_tokens
         self._totals.reused_tokens += row.cached_tokens
 
+    def _best_source(self, row: Sequence, kept: dict[int, Keys]) -> Seat:
+        """The slot that holds most of a prompt's beginning, and how much of it."""
+        held = [(other.slot, other.held) for other in self._active]
+        return longest_reusable([*held, *kept.items(), (row.slot, NOTHING)], row.keys)
+
     def _forward(self, batch: Batch) -> Iterator[tuple[Sequence, Float]]:
         """The sequences that get a token and their logits [vocab].
 
         A batch that fails is run again row by row, so that only the requests that fail alone end.
         """
+        began_s = self._clock()
         try:
             logits = self._session.forward(to_step(batch, self._session))
         except Exception:
             log.exception("a forward pass over %d rows failed", len(batch.rows))
             yield from self._retry(batch)
             return
+        self._measure(batch, self._clock() - began_s)
         for row in batch.rows:
             row.advance(batch.new_tokens)
         self._totals.count(batch)
         yield from zip(batch.answered, logits, strict=True)
+
+    def _measure(self, batch: Batch, seconds: float) -> None:
+        if isinstance(batch, Prefill):
+            self._pace.read(batch.new_tokens, seconds, writing=delays(batch.row, self._active))
+        else:
+            self._pace.wrote(seconds)
 
     def _retry(self, batch: Batch) -> Iterator[tuple[Sequence, Float]]:
         if isinstance(batch, Decode) and len(batch.rows) > 1:

@@ -22,11 +22,20 @@ NOTHING: Keys = np.empty(0, np.int64)
 _SECRET = token_bytes(16)  # so that nobody can look for pictures with another's keys
 
 
+class Move(NamedTuple):
+    """The first `tokens` of slot `source` are wanted in slot `target`."""
+
+    source: int
+    target: int
+    tokens: int
+
+
 class Seat(NamedTuple):
-    """A taken slot, and how many of the prompt's first tokens it holds already."""
+    """A taken slot, how many of the prompt's first tokens it holds already, and what must be copied before it is used."""
 
     slot: int
     cached_tokens: int
+    move: Move | None = None
 
 
 class Slots:
@@ -49,16 +58,48 @@ class Slots:
         """What every free slot holds."""
         return dict(self._free)
 
+    def forget(self) -> None:
+        """Of no free slot is it known what it holds."""
+        self._free = dict.fromkeys(self._free, NOTHING)
+
     def take(self, keys: Keys = NOTHING) -> Seat | None:
-        """A free slot for a prompt: one that it continues, else the lowest empty one (decode steps then span few
-        rows), else the least recently released; None when all are taken.
+        """A free slot for a prompt: one that it continues, else an empty one, else the least recently released, but
+        of several not the one that holds most of its beginning.
+
+        The latter two are exchanged for a free slot near the taken ones, since a decode step computes every row
+        between its first and its last: what that one holds moves to where it is in nobody's way. None when all are
+        taken.
         """
         if not self._free:
             return None
-        continued = [slot for slot, held in self._free.items() if 0 < len(held) == common_prefix(held, keys)]
-        empty = [slot for slot, held in self._free.items() if not len(held)]
-        slot = max(continued, key=self._held) if continued else min(empty, default=next(iter(self._free)))
-        return Seat(slot, reusable(self._free.pop(slot), keys))
+        common = {slot: common_prefix(held, keys) for slot, held in self._free.items()}
+        continued = [slot for slot, length in common.items() if 0 < length == self._held(slot)]
+        if continued:
+            slot = max(continued, key=self._held)
+            return Seat(slot, reusable(self._free.pop(slot), keys))
+        most = max(common.values())
+        given_up = min(self._free, key=lambda slot: (self._held(slot) > 0, 0 < most == common[slot]))
+        place = self._nearest(given_up)
+        if place == given_up:
+            return Seat(place, reusable(self._free.pop(place), keys))
+        return Seat(place, 0, self._exchange(place, given_up))
+
+    def _nearest(self, given_up: int) -> int:
+        """The free slot that widens the span of the taken ones least; an empty one or the one given up if it is one."""
+        taken = [slot for slot in range(self.count) if slot not in self._free]
+
+        def cost(slot: int) -> tuple[int, int, int]:
+            span = max(*taken, slot) - min(*taken, slot) if taken else 0
+            return span, 0 if slot == given_up else self._held(slot), slot
+
+        return min(self._free, key=cost)
+
+    def _exchange(self, place: int, given_up: int) -> Move | None:
+        """Take `place` and let `given_up` hold what it holds, as recently released."""
+        held = self._free[place]
+        del self._free[given_up]
+        self._free = {given_up if slot == place else slot: keys for slot, keys in self._free.items()}
+        return Move(place, given_up, len(held)) if len(held) else None
 
     def release(self, slot: int, keys: Keys = NOTHING) -> None:
         """Give a taken slot back, with what it holds. Raises ValueError for one that is not taken."""

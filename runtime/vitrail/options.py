@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from vitrail.core import GenerateOptions, PromptOptions
 from vitrail.errors import OptionError
+from vitrail.fair import LEAST_URGENT, MOST_URGENT
 from vitrail.tiling import MAX_TILES
 
 MAX_STOPS = 16
@@ -19,6 +20,7 @@ MAX_TOKENS = 2**31 - 1
 MAX_SEED = 2**63 - 1
 MAX_ANSWERS = 64
 MAX_LOGPROBS = 20
+MAX_USER_CHARACTERS = 128
 MAX_DEADLINE_S = 604_800  # a week: far more overflows the clocks of gRPC and of threads
 LOWEST_REPETITION_PENALTY = 0.01  # logits divided by much less are no float32
 
@@ -86,6 +88,15 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _user(name: str, value: object) -> str:
+    text = _text(name, value)
+    if len(text) > MAX_USER_CHARACTERS:
+        raise OptionError(
+            f"option '{name}' has {len(text)} characters, the limit is {MAX_USER_CHARACTERS}; shorten it"
+        )
+    return text
 
 
 def _integer(low: int, high: int) -> Check:
@@ -160,5 +171,7 @@ GENERATE_CHECKS: dict[str, Check] = {
     "logprobs": _optional(_integer(0, MAX_LOGPROBS)),
     "deadline_s": _optional(_number(0, MAX_DEADLINE_S, above=True)),
     "keep_special_tokens": _flag,
+    "priority": _integer(MOST_URGENT, LEAST_URGENT),
+    "user": _user,
 }
 _DEFAULTS = GenerateOptions()

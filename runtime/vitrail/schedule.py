@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from vitrail.pace import Pace
 
 
 class Row(Protocol):
-    """What the policy sees of an admitted sequence; it decodes once its whole prompt is cached."""
+    """What the policy sees of an admitted sequence; it decodes once its whole prompt is cached.
+
+    due: its place among the prompts, the least first; priority: 0 is the most urgent.
+    """
 
     @property
     def slot(self) -> int: ...
@@ -16,6 +22,10 @@ class Row(Protocol):
     def prompt_tokens(self) -> int: ...
     @property
     def cached_tokens(self) -> int: ...
+    @property
+    def due(self) -> int: ...
+    @property
+    def priority(self) -> int: ...
 
 
 R = TypeVar("R", bound=Row)
@@ -72,32 +82,49 @@ class Decode(Generic[R]):
 
 
 def next_batch(
-    rows: Sequence[R], kept: Mapping[int, int], *, prefill_chunk: int, after_prefill: bool
+    rows: Sequence[R], kept: Mapping[int, int], *, pace: Pace, after_prefill: bool
 ) -> Prefill[R] | Decode[R] | None:
-    """The next forward pass over `rows`, given in order of admission: prefill and decode in turns.
-
-    kept: how many tokens each free slot still holds.
+    """The next forward pass over `rows`, given in order of admission: prefill and decode in turns, but decode alone
+    where the pace allows no chunk. kept: how many tokens each free slot still holds.
     """
-    prefill, decode = next_prefill(rows, prefill_chunk), next_decode(rows, kept)
-    return (decode or prefill) if after_prefill else (prefill or decode)
+    prompt, decode = next_prompt(rows), next_decode(rows, kept)
+    if prompt is None:
+        return decode
+    tokens = pace.chunk(writing=delays(prompt, rows))
+    if decode is not None and (after_prefill or not tokens):
+        return decode
+    start = prompt.cached_tokens
+    return Prefill(prompt, start, min(start + tokens, prompt.prompt_tokens))
 
 
-def next_prefill(rows: Sequence[R], chunk_tokens: int) -> Prefill[R] | None:
-    """The next chunk of the first admitted row whose prompt is not cached."""
-    for row in rows:
-        start, stop = row.cached_tokens, row.prompt_tokens
-        if start < stop:
-            return Prefill(row, start, min(start + chunk_tokens, stop))
-    return None
+def next_prompt(rows: Sequence[R]) -> R | None:
+    """The row whose prompt is due first, of those that are not cached."""
+    return min((row for row in rows if not _decodes(row)), key=lambda row: row.due, default=None)
+
+
+def delays(prompt: R, rows: Sequence[R]) -> bool:
+    """Whether reading a prompt delays an answer that is at least as urgent."""
+    return any(_decodes(row) and row.priority <= prompt.priority for row in rows)
+
+
+def due(begun: int, missing: int, priority: int, *, level: int) -> int:
+    """The place of a prompt of `missing` tokens, admitted after `begun` prompt tokens had been read in all.
+
+    A short prompt overtakes a long one, but not one since whose admission more tokens were read than that one has.
+    A level of priority is worth `level` tokens.
+    """
+    return begun + missing + priority * level
 
 
 def next_decode(rows: Sequence[R], kept: Mapping[int, int]) -> Decode[R] | None:
     """All decoding rows, over the contiguous slots from the lowest to the highest of them."""
-    decoding = sorted(
-        (row for row in rows if row.cached_tokens >= row.prompt_tokens), key=lambda row: row.slot
-    )
+    decoding = sorted(filter(_decodes, rows), key=lambda row: row.slot)
     if not decoding:
         return None
     cached = {**kept, **{row.slot: row.cached_tokens for row in rows}}
     span = range(decoding[0].slot, decoding[-1].slot + 1)
     return Decode(tuple(decoding), span.start, tuple(cached[slot] for slot in span))
+
+
+def _decodes(row: Row) -> bool:
+    return row.cached_tokens >= row.prompt_tokens

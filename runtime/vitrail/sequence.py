@@ -49,6 +49,7 @@ class Job:
         self.aborted = False
         self.ended = False
         self.failed = False
+        self.refused: VitrailError | None = None  # why it must end, if it must give way to others
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
         self._sink = sink
@@ -58,7 +59,10 @@ class Job:
         self._expires_s = self._submitted_s + remaining_s
 
     def poll(self) -> None:
-        """End the request where it is cancelled or late."""
+        """End the request where it is cancelled, late or gives way."""
+        if self.refused is not None:
+            self.fail(self.refused)
+            return
         try:
             reason = self._verdict()
         except Exception:
@@ -139,6 +143,7 @@ class Sequence:
     """One answer in the making, in its slot of the KV cache. `prompt` is dropped once it is cached.
 
     `keys` name its prompt's tokens in the cache. `looked`: whether other slots were searched for its beginning.
+    `due`: its place among the prompts that are to be read (see schedule.due).
 
     A stop token counts in the report's completion_tokens, but neither its id nor its text is part of the answer.
     """
@@ -156,11 +161,12 @@ class Sequence:
         options = job.request.options
         self.job = job
         self.index = index
-        self.slot, self.cached_tokens = seat
+        self.slot, self.cached_tokens = seat.slot, seat.cached_tokens
         self.prompt: PromptEmbeds | None = prompt
         self.prompt_tokens = job.request.token_ids.size
         self.keys = prompt.keys
         self.looked = False
+        self.due = 0
         self.tokens: list[int] = []
         self._stop_ids = frozenset(() if options.ignore_eos else contract.stop_ids)
         self._text = TextStream(tokenizer, stop=options.stop, keep_special=options.keep_special_tokens)
@@ -169,6 +175,10 @@ class Sequence:
             seed=None if options.seed is None else options.seed + index,
             prompt_ids=prompt.text_ids(),
         )
+
+    @property
+    def priority(self) -> int:
+        return self.job.request.options.priority
 
     @property
     def done(self) -> bool:

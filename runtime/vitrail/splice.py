@@ -66,6 +66,10 @@ class PromptEmbeds:
         self._image_embeds = image_embeds
         self._image_context_id = image_context_id
 
+    @property
+    def pictured(self) -> bool:
+        return self._image_embeds is not None
+
     def chunk(self, start: int, stop: int) -> Float:
         """Input embeddings [stop - start, d] of prompt tokens start .. stop - 1."""
         token_ids = self._token_ids[start:stop]

@@ -9,6 +9,7 @@ import pytest
 from tests.runtime.decoding import (
     CONTRACT,
     Sink,
+    answers,
     drain,
     idle,
     make,
@@ -99,6 +100,65 @@ def test_requests_are_admitted_in_the_order_they_came():
     assert order == sorted(order)
 
 
+def order_of(decoder, *asked):
+    """In which order these requests begin to be answered."""
+    order: list[str] = []
+    for one in asked:
+        decoder.submit(one, lambda event, name=one.id: order.append(name))
+    drain(decoder)
+    return list(dict.fromkeys(order))
+
+
+def test_users_take_turns():
+    many = [request(number, user="many") for number in range(6)]
+    one = request(9, user="one")
+    order = order_of(make(FakeDecoder(slots=1)), *many, one)
+    assert order.index("r9") <= 1
+    assert [name for name in order if name != "r9"] == [asked.id for asked in many]
+
+
+def test_the_more_urgent_begin_first_and_their_priority_changes_no_answer():
+    asked = [request(number, priority=9 - number) for number in range(4)]
+    assert order_of(make(FakeDecoder(slots=1)), *asked) == ["r3", "r2", "r1", "r0"]
+    assert [answers(solo(one)) for one in asked] == [answers(solo(request(n))) for n in range(4)]
+
+
+def test_in_a_full_queue_the_user_who_has_most_waiting_gives_way():
+    decoder, sinks = make(FakeDecoder(slots=1), queue_limit=3), [Sink() for _ in range(5)]
+    for number in range(4):
+        decoder.submit(request(number, user="many"), sinks[number])
+    decoder.submit(request(4, user="one"), sinks[4])
+    with pytest.raises(Busy):
+        decoder.submit(request(5, user="many"), Sink())
+    drain(decoder)
+    assert [type(sink.events[-1]) for sink in sinks].index(Busy) == 3
+    assert [sink.finals for sink in sinks] == [1] * 5
+    assert idle(decoder)
+
+
+def test_in_a_full_queue_the_least_urgent_gives_way_if_that_makes_room():
+    decoder, low, urgent = make(FakeDecoder(slots=2), queue_limit=1), Sink(), Sink()
+    for number in range(2):
+        decoder.submit(request(number), Sink())
+    decoder.submit(request(2, priority=9), low)
+    with pytest.raises(Busy, match="2 more would exceed"):
+        decoder.submit(request(3, n=2, priority=0), Sink())
+    decoder.submit(request(4, priority=0), urgent)
+    drain(decoder)
+    assert isinstance(low.events[-1], Busy)
+    assert urgent.reason == "length"
+
+
+def test_a_request_that_is_being_answered_never_gives_way():
+    decoder, running = make(FakeDecoder(slots=1), queue_limit=0), Sink()
+    decoder.submit(request(0, priority=9), running)
+    decoder.step()
+    with pytest.raises(Busy):
+        decoder.submit(request(1, priority=0), Sink())
+    drain(decoder)
+    assert running.reason == "length"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -107,9 +167,12 @@ def test_requests_are_admitted_in_the_order_they_came():
         ({"queue_limit": -1}, "queue_limit is -1"),
         ({"context_tokens": 1}, "context_tokens is 1"),
         ({"default_deadline_s": float("nan")}, "default_deadline_s is nan"),
+        ({"default_deadline_s": 604_801}, "default_deadline_s is 604801; it must be at most 604800"),
+        ({"tpot_slowdown": 1.0}, "tpot_slowdown is 1.0; it must be at least 1.1"),
+        ({"tpot_target_ms": -1}, "tpot_target_ms is -1; it must be at least 0"),
     ],
 )
-def test_settings_below_their_least_are_refused(settings, message):
+def test_settings_outside_their_range_are_refused(settings, message):
     with pytest.raises(OptionError, match=message):
         Settings(**settings)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 
 import numpy as np
 import pytest
 from tests.runtime.decoding import (
     MIXED,
+    Clock,
     Fixed,
     Sink,
     answers,
@@ -76,6 +78,36 @@ def test_prefill_and_decode_alternate_while_both_have_work():
     for _ in range(6):
         decoder.step()
     assert [step.inputs_embeds.shape[1] for step in session.steps] == [4, 1, 5, 1, 5, 1, 5]
+
+
+class Machine(FakeDecoder):
+    """A session that takes time, on its clock: a fixed part of every step and one for each token."""
+
+    def __init__(self, clock, **sizes) -> None:
+        super().__init__(**sizes)
+        self.clock = clock
+
+    def forward(self, step):
+        self.clock.now_s += 0.1 + 0.01 * step.inputs_embeds.shape[0] * step.inputs_embeds.shape[1]
+        return super().forward(step)
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "least", "most"), [(2.0, 1.5, 2.1), (4.0, 2.0, 4.1), (math.inf, 4.0, 99.0)]
+)
+def test_an_answer_keeps_its_pace_while_a_long_prompt_is_read(slowdown, least, most):
+    clock, times = Clock(), []
+    decoder = make(Machine(clock, capacity=900), clock=clock, prefill_chunk=64, tpot_slowdown=slowdown)
+    decoder.submit(request(1, max_tokens=300), lambda _: times.append(clock.now_s))
+    for _ in range(10):
+        decoder.step()
+    begun = len(times)
+    long = Sink()
+    decoder.submit(request(2, tokens=800, max_tokens=1), long)
+    while not long.finals:
+        decoder.step()
+    during_s = (times[-1] - times[begun - 1]) / (len(times) - begun)
+    assert least < during_s / 0.11 < most
 
 
 def test_only_the_last_chunk_asks_for_logits():

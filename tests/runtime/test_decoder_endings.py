@@ -84,16 +84,26 @@ def test_cancelling_several_answers_ends_each_and_then_the_request():
     assert len(sink.completion.choices) == 2
 
 
-def test_a_cancel_that_overtakes_its_request_counts_and_one_long_past_does_not():
-    clock = Clock()
-    decoder, early, late = make(clock=clock), Sink(), Sink()
-    assert not decoder.abort("r1")
-    assert not decoder.abort("r2")
-    decoder.submit(request(1), early)
-    clock.now_s += 500
-    decoder.submit(request(2), late)
+@pytest.mark.parametrize(("tiles", "soon_s", "late_s"), [(0, 4, 6), (2, 100, 121)])
+def test_a_cancel_that_overtakes_its_request_counts_for_a_while_longer_with_pictures(tiles, soon_s, late_s):
+    for wait_s, reason in ((0, "cancelled"), (soon_s, "cancelled"), (late_s, "length")):
+        clock, sink = Clock(), Sink()
+        decoder = make(clock=clock)
+        assert not decoder.abort("r1")
+        clock.now_s += wait_s
+        decoder.submit(request(1, tokens=9, tiles=tiles), sink)
+        drain(decoder)
+        assert sink.reason == reason
+
+
+def test_a_cancel_that_comes_after_the_answer_does_not_reach_the_next_request_of_that_id():
+    decoder, sink = make(), Sink()
+    decoder.submit(request(1), Sink())
     drain(decoder)
-    assert (early.reason, late.reason) == ("cancelled", "length")
+    assert not decoder.abort("r1")
+    decoder.submit(request(1), sink)
+    drain(decoder)
+    assert sink.reason == "length"
 
 
 def test_time_spent_before_submission_counts_in_the_report_and_against_the_deadline():

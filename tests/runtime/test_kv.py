@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vitrail.kv import NOTHING, Slots, common_prefix, longest_reusable, prompt_keys, reusable
+from vitrail.kv import NOTHING, Move, Seat, Slots, common_prefix, longest_reusable, prompt_keys, reusable
 
 
 def keys(*values):
@@ -17,7 +17,7 @@ def test_the_lowest_empty_slot_is_taken_first():
     assert [slots.take().slot for _ in range(3)] == [0, 1, 2]
     slots.release(2)
     slots.release(0)
-    assert slots.take() == (0, 0)
+    assert slots.take() == Seat(0, 0)
 
 
 def test_none_is_left_when_all_are_taken():
@@ -47,20 +47,67 @@ def slots_holding(*held):
 
 def test_a_prompt_that_continues_a_kept_one_gets_its_slot():
     slots = slots_holding(keys(1, 2), keys(1, 2, 3), keys(9), NOTHING)
-    assert slots.take(keys(1, 2, 3, 4)) == (1, 3)
+    assert slots.take(keys(1, 2, 3, 4)) == Seat(1, 3)
 
 
 def test_a_kept_conversation_is_not_overwritten_for_a_shared_beginning_while_a_slot_is_empty():
     slots = slots_holding(keys(1, 2, 3), NOTHING)
-    assert slots.take(keys(1, 2, 7)) == (1, 0)
+    assert slots.take(keys(1, 2, 7)) == Seat(1, 0)
 
 
 def test_without_an_empty_slot_the_least_recently_released_goes():
     slots = slots_holding(keys(5), keys(6), keys(7))
-    assert slots.take(keys(6, 1)) == (1, 1)
+    assert slots.take(keys(6, 1)) == Seat(1, 1)
     slots.release(1, keys(8))
-    assert slots.take(keys(1)).slot == 0
-    assert slots.take(keys(1)).slot == 2
+    assert slots.take(keys(1)) == Seat(0, 0)
+    assert slots.take(keys(1)) == Seat(1, 0, Move(1, 2, 1))
+    assert slots.kept[2].tolist() == [8]
+
+
+def test_the_slot_that_holds_most_of_a_prompts_beginning_is_the_last_to_go():
+    slots = slots_holding(keys(1, 2, 9), keys(5), keys(1, 8))
+    assert slots.take(keys(1, 2, 3)).slot == 1
+    assert slots.take(keys(1, 2, 3)) == Seat(2, 1)
+    assert slots.take(keys(1, 2, 3)) == Seat(0, 2)
+
+
+def test_a_new_prompt_sits_next_to_the_taken_slots_and_what_was_there_is_moved_out_of_the_way():
+    slots = slots_holding(keys(5), keys(6, 6), keys(7), keys(8))
+    assert slots.take(keys(8, 1)) == Seat(3, 1)
+    assert slots.take(keys(1)) == Seat(2, 0, Move(2, 0, 1))
+    assert {slot: held.tolist() for slot, held in slots.kept.items()} == {1: [6, 6], 0: [7]}
+    assert slots.take(keys(2)) == Seat(1, 0)
+    assert slots.take(keys(7, 7)) == Seat(0, 1)
+
+
+def test_an_empty_slot_takes_in_what_was_moved():
+    slots = slots_holding(keys(5), NOTHING, keys(7), keys(8))
+    slots.take(keys(8, 1))
+    assert slots.take(keys(1)) == Seat(2, 0, Move(2, 1, 1))
+    assert {slot: held.tolist() for slot, held in slots.kept.items()} == {0: [5], 1: [7]}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_key_stays_where_the_slots_say_whatever_comes_and_goes(seed):
+    chance = np.random.default_rng(seed)
+    slots, content, taken = Slots(6), {}, []
+    for number in range(400):
+        if taken and chance.random() < 0.5:
+            slot = taken.pop(chance.integers(len(taken)))
+            content[slot] = keys(number, *range(chance.integers(3)))[: chance.integers(4)]
+            slots.release(slot, content[slot])
+        elif seat := slots.take(keys(number)):
+            if seat.move:
+                content[seat.move.target] = content[seat.move.source]
+            taken.append(seat.slot)
+        assert all(np.array_equal(held, content.get(slot, NOTHING)) for slot, held in slots.kept.items())
+        assert sorted([*taken, *slots.kept]) == list(range(6))
+
+
+def test_nothing_is_found_again_after_it_is_forgotten():
+    slots = slots_holding(keys(1, 2), keys(3))
+    slots.forget()
+    assert slots.take(keys(1, 2, 3)) == Seat(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +119,9 @@ def test_the_last_token_of_a_prompt_is_never_reused(held, wanted, count):
 
 
 def test_the_longest_beginning_wins():
-    assert longest_reusable([(0, keys(1)), (5, keys(1, 2, 3)), (7, keys(1, 2))], keys(1, 2, 3, 4)) == (5, 3)
+    assert longest_reusable([(0, keys(1)), (5, keys(1, 2, 3)), (7, keys(1, 2))], keys(1, 2, 3, 4)) == Seat(
+        5, 3
+    )
 
 
 def test_equal_tiles_have_equal_keys_and_a_changed_one_does_not():

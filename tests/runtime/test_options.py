@@ -78,6 +78,8 @@ ACCEPTED = [
     ("logprobs", [None, 0, 20]),
     ("deadline_s", [None, 0.001, 604_800]),
     ("keep_special_tokens", [True]),
+    ("priority", [0, 9]),
+    ("user", ["", "Ada", "x" * 128]),
 ]
 REFUSED = [
     ("max_tiles", [0, 41, -1, 1.0, True, "12"]),
@@ -99,6 +101,8 @@ REFUSED = [
     ("logprobs", [-1, 21, True]),
     ("deadline_s", [0, -1, 604_801, 1e10, 1e15, float("inf"), float("nan"), True]),
     ("keep_special_tokens", ["no"]),
+    ("priority", [-1, 10, 1.0, True, None]),
+    ("user", [None, 5, "\udc80", "x" * 129]),
 ]
 
 
@@ -158,6 +162,7 @@ def test_the_longest_options_fit_the_wire() -> None:
         GenerateOptions(
             n=3, deadline_s=1.5, keep_special_tokens=True, presence_penalty=-1.0, top_p=0.1, top_k=3
         ),
+        GenerateOptions(priority=0, user="Ada"),
     ],
 )
 def test_options_survive_the_wire(options: GenerateOptions) -> None:
