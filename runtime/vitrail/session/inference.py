@@ -84,6 +84,8 @@ def _session_options(provider: Cpu | Cuda, *, optimize: bool) -> ort.SessionOpti
     options = ort.SessionOptions()
     options.intra_op_num_threads = provider.threads if isinstance(provider, Cpu) else 1
     options.log_severity_level = 3
+    # A pattern is one block for each new shape, beside what its first run took: it doubled the memory of activations.
+    options.enable_mem_pattern = not isinstance(provider, Cpu)
     # Vision and decoder share the cores, in one process or several: threads that spin while they wait take them away.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimize:
