@@ -49,6 +49,7 @@ def build_engines(
     """
     builder = open_builder(options.builder)
     targets = builder.targets(options.targets)
+    builder.check_precision(options.precision, targets)
     manifest = load_manifest(directory)
     capacity = options.capacity(manifest)
     picture_files(options.pictures)

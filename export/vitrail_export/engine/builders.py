@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from vitrail.errors import OptionError
-from vitrail.manifest import EngineBuilder
+from vitrail.manifest import EngineBuilder, EnginePrecision
 from vitrail.session.cuda_driver import LibCuda
 from vitrail_export.engine.options import CURRENT
 
@@ -18,6 +18,7 @@ INSTALL: dict[EngineBuilder, str] = {
 }
 RTX_TARGETS = ("sm_86", "sm_89", "sm_120")
 """RTX 30, 40 and 50 series: what is built for RTX where nothing else is said."""
+LEAST_CAPABILITY: dict[EnginePrecision, int] = {"bf16": 80, "fp8": 89}
 KNOWN = {
     "sm_87": "Jetson Orin",
     "sm_90": "Hopper",
@@ -54,6 +55,16 @@ class Builder:
             if target not in supported:
                 raise OptionError(_unsupported(target, self.version, supported))
         return targets
+
+    def check_precision(self, precision: EnginePrecision, targets: tuple[str, ...]) -> None:
+        """Raise OptionError for a GPU that does not know the type."""
+        least = LEAST_CAPABILITY.get(precision, 0)
+        older = [target for target in targets if int(target.removeprefix("sm_")) < least]
+        if older:
+            raise OptionError(
+                f"precision {precision} needs GPUs from sm_{least} on, {', '.join(older)} is older; "
+                "leave it out of --targets, or build --precision fp16"
+            )
 
     def rtx_targets(self) -> tuple[str, ...]:
         names = self.trt.ComputeCapability.__members__

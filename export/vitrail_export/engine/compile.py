@@ -119,6 +119,7 @@ def compile_graph(
     maker = trt.Builder(logger)
     network = maker.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parse(trt, network, graph, logger, journal)
+    allow_unfused_attention(trt, network)
     config = maker.create_builder_config()
     config.progress_monitor = monitor
     builder.configure(config, targets)
@@ -147,6 +148,21 @@ def parse(trt: Any, network: Any, graph: Path, logger: Any, journal: Journal) ->
         nodes = ", ".join(dict.fromkeys(f"{each.node_operator()} ({each.node_name()})" for each in refused))
         raise ExportError(f"the builder's parser refuses {nodes or graph.stem}: {journal.errors()}")
     _refuse_unused(graph, [*journal.unused(), *(f"{UNUSED}: {name}" for name in _unconnected(network))])
+
+
+def allow_unfused_attention(trt: Any, network: Any) -> int:
+    """Let every attention fall back to several kernels on a GPU that has no fused one; how many there are.
+
+    The parser leaves them to one fused kernel or none.
+    """
+    found = 0
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type.name == "ATTENTION_INPUT":
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
+            found += 1
+    return found
 
 
 def _unconnected(network: Any) -> Iterator[str]:

@@ -17,11 +17,12 @@ from vitrail.providers import Cpu
 from vitrail.session.inference import open_session
 from vitrail.session.table import open_table
 from vitrail_export.engine.cases import Case, outliers
+from vitrail_export.engine.options import QUANTIZED
 from vitrail_export.graph import Array
 from vitrail_export.verify import TEXT_TOKENS, VISUAL_TOKENS, finite, parity, sample_ids
 
 FLOORS: dict[EnginePrecision, float] = {"fp16": 0.999, "bf16": 0.999, "fp8": 0.99, "int8": 0.99}
-"""Lowest cosine to float32."""
+"""Lowest cosine to float32: of fp16 and bf16 in every case, of fp8 and int8 on the pictures they are calibrated on."""
 INSTEAD: dict[EnginePrecision, str] = {
     "fp16": "--precision bf16",
     "bf16": "--precision fp16",
@@ -122,23 +123,24 @@ def logits(session: Any, prompt: Array) -> Array:
 def compare(
     stage: Stage, precision: EnginePrecision, cases: list[Case], found: list[Array], expected: list[Array]
 ) -> Parity:
-    """The lowest cosine and the largest error of all cases. Raises ExportError naming the case that fails."""
+    """The lowest cosine and the largest error of the cases that count, all of which must be finite.
+
+    Raises ExportError naming the case that fails.
+    """
     each = []
     for case, got, exact in zip(cases, found, expected, strict=True):
         where = f"{stage} in {precision}, given {case.name}"
         cure = f"build with {INSTEAD[precision]}"
-        if not np.isfinite(got).all():
-            raise ExportError(
-                f"{where}: {np.count_nonzero(~np.isfinite(got))} outputs are not finite; {cure}"
-            )
+        bad = np.count_nonzero(~np.isfinite(got))
+        if bad:
+            raise ExportError(f"{where}: {bad} of {got.size} outputs are not finite; {cure}")
         one = parity(stage, case.compared(got), case.compared(finite(stage, exact)))
+        if precision in QUANTIZED and not case.real:
+            continue
         if one.cosine < FLOORS[precision]:
             raise ExportError(
                 f"{where}, has cosine {one.cosine:.6f} to float32, below {FLOORS[precision]}; {cure}"
             )
         each.append(one)
-    return Parity(
-        stage=stage,
-        cosine=min(one.cosine for one in each),
-        max_abs_error=max(one.max_abs_error for one in each),
-    )
+    worst, largest = min(one.cosine for one in each), max(one.max_abs_error for one in each)
+    return Parity(stage=stage, cosine=worst, max_abs_error=largest)
