@@ -24,15 +24,16 @@ def require_memory(driver: Driver, needs_bytes: Mapping[str, int], *, cure: str)
     free, total = driver.memory_bytes()
     needed = sum(needs_bytes.values())
     if needed > free:
-        parts = ", ".join(f"{name} {in_gib(size)}" for name, size in needs_bytes.items() if size)
+        parts = ", ".join(f"{name} {in_words(size)}" for name, size in needs_bytes.items() if size)
         raise OptionError(
-            f"{in_gib(needed)} of GPU memory are needed ({parts}), but {in_gib(free)} of {in_gib(total)} "
+            f"{in_words(needed)} of GPU memory are needed ({parts}), but {in_words(free)} of {in_words(total)} "
             f"are free on {driver.gpu.name}; {cure}"
         )
 
 
-def in_gib(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 30):.2f} GiB"
+def in_words(size_bytes: int) -> str:
+    unit, name = (1 << 30, "GiB") if size_bytes >= 1 << 30 else (1 << 20, "MiB")
+    return f"{size_bytes / unit:.2f} {name}"
 
 
 def offsets(sizes_bytes: Mapping[str, int]) -> tuple[dict[str, int], int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitrail.errors import InvalidInput, OptionError
+from vitrail.errors import ArtifactError, InvalidInput, OptionError
 from vitrail.session import Step
 from vitrail.session.cuda_driver import LibCuda, Rows
 from vitrail.session.table import open_table
@@ -86,12 +86,14 @@ class TrtVision:
 
     def _run(self, stage: str, batch: Array) -> Float:
         source, target = self._ports[stage]
-        parts = [
-            self._run_part(stage, batch[i : i + source.most[0]]) for i in range(0, len(batch), source.most[0])
-        ]
-        return np.concatenate([np.empty((0, *target.most[1:]), target.dtype), *parts])
+        encoded: Float = np.empty((len(batch), *target.most[1:]), target.dtype)
+        for start in range(0, len(batch), source.most[0]):
+            part = slice(start, start + source.most[0])
+            encoded[part] = self._run_part(stage, batch[part])
+        return encoded
 
     def _run_part(self, stage: str, batch: Array) -> Array:
+        """At most as many tiles as one run takes; the result is a view that the next run changes."""
         source, target = self._ports[stage]
         work = self._workspace
         work.driver.activate()
@@ -238,7 +240,7 @@ class TrtDecoder:
         for name in self._caches:
             found = plan.get_aliased_input_tensor(f"present.{name}")
             if found != f"past.{name}":
-                raise OptionError(
+                raise ArtifactError(
                     f"the decoder's engine writes present.{name} elsewhere than in past.{name}; {choice.cure}"
                 )
 

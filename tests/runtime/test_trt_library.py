@@ -1,0 +1,148 @@
+"""TensorRT for RTX itself, on a machine without a driver: it builds tiny engines here, and every way to load them fails."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vitrail.errors import ArtifactError, OptionError
+from vitrail.session.cuda_driver import Gpu
+from vitrail.session.trt_library import TensorRtLibrary, dtype_of, require_cuda
+
+GPU = Gpu("Test GPU", "sm_89", (13, 0))
+
+
+@pytest.fixture(scope="module")
+def trt():
+    return pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+
+
+@pytest.fixture(scope="module")
+def library(trt):
+    return TensorRtLibrary("tensorrt-rtx", GPU)
+
+
+@pytest.fixture(scope="module")
+def tiny(trt):
+    """An engine for sm_89 that copies its input."""
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    output = network.add_identity(network.add_input("x", trt.float32, (4,))).get_output(0)
+    network.mark_output(output)
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    return bytes(builder.build_serialized_network(network, config))
+
+
+def test_the_library_tells_its_version(library, trt):
+    assert (library.builder, library.version) == ("tensorrt-rtx", trt.__version__)
+    assert library.captures_itself
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda plan: b"", "Cannot deserialize with an empty memory buffer"),
+        (lambda plan: plan[:30], "cannot load engine"),
+        (lambda plan: plan[: len(plan) // 2], "plan.header.size == blobSize failed"),
+        (lambda plan: bytes(len(plan)), "magicTag == kEXPECTED_MAGIC_TAG failed"),
+        (lambda plan: b"ftrt" + plan[4:], "cannot load engine"),
+    ],
+)
+def test_a_file_that_is_no_whole_engine_is_refused_in_tensorrts_words(library, tiny, tmp_path, damage, words):
+    file = tmp_path / "damaged.engine"
+    file.write_bytes(damage(tiny))
+    with pytest.raises(ArtifactError) as refused:
+        library.read(file, cure="build it again")
+    assert str(refused.value).startswith(
+        f"tensorrt-rtx {library.version} cannot load engine damaged.engine: "
+    )
+    assert words in str(refused.value)
+    assert str(refused.value).endswith("; build it again")
+
+
+def test_a_whole_engine_without_a_driver_is_refused_for_that(library, tiny, tmp_path):
+    file = tmp_path / "whole.engine"
+    file.write_bytes(tiny)
+    with pytest.raises(ArtifactError, match="CUDA driver version is insufficient"):
+        library.read(file, cure="build it again")
+
+
+def test_the_reason_of_one_failure_is_not_told_for_the_next(library, tiny, tmp_path):
+    for content, words in ((b"", "empty memory buffer"), (bytes(200), "magicTag")):
+        file = tmp_path / "engine"
+        file.write_bytes(content)
+        with pytest.raises(ArtifactError, match=words):
+            library.read(file, cure="build it again")
+    assert library.last_error() == "it gives no reason"
+
+
+def test_a_driver_older_than_the_packages_is_refused(trt):
+    with pytest.raises(
+        OptionError,
+        match=r"the driver of Test GPU supports CUDA 12\.8, tensorrt-rtx \S+ needs CUDA 13\.0 or newer",
+    ):
+        TensorRtLibrary("tensorrt-rtx", Gpu("Test GPU", "sm_89", (12, 8)))
+
+
+def test_packages_that_do_not_tell_their_cuda_are_left_to_tensorrt():
+    require_cuda("tensorrt", None, Gpu("Test GPU", "sm_87", (12, 2)))
+
+
+def test_a_library_that_is_not_installed_is_told_with_how_to_install_it():
+    code = (
+        "import sys; sys.modules['tensorrt'] = None\n"
+        "from vitrail.errors import OptionError\n"
+        "from vitrail.session.cuda_driver import Gpu\n"
+        "from vitrail.session.trt_library import TensorRtLibrary\n"
+        "try: TensorRtLibrary('tensorrt', Gpu('Test GPU', 'sm_89', (13, 0)))\n"
+        "except OptionError as error: print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("tensorrt is not installed (")
+    assert "JetPack and NVIDIA's TensorRT containers have it" in told
+
+
+def test_dtypes_have_numpys_names(trt):
+    class Plan:
+        def __init__(self, dtype):
+            self.dtype = dtype
+
+        def get_tensor_dtype(self, name):
+            return self.dtype
+
+    names = {
+        trt.uint8: "uint8",
+        trt.float16: "float16",
+        trt.float32: "float32",
+        trt.int64: "int64",
+        trt.int32: "int32",
+    }
+    assert {dtype: dtype_of(Plan(dtype), "x") for dtype in names} == names
+    assert dtype_of(Plan(trt.bfloat16), "x") == "bfloat16"
+    assert dtype_of(Plan(trt.fp8), "x") == "FP8"
+
+
+RUNTIME_THAT_HOLDS_NOTHING = """
+import sys, types
+from vitrail.errors import OptionError
+from vitrail.session.cuda_driver import Gpu
+from vitrail.session.trt_library import TensorRtLibrary
+class ILogger:
+    Severity = types.SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+class Runtime:
+    def __init__(self, logger):
+        logger.log(1, "CUDA initialization failure with error: 35")
+    def deserialize_cuda_engine(self, plan):
+        raise SystemExit("this would have ended the process")
+sys.modules["tensorrt"] = types.SimpleNamespace(__version__="11.4.0", ILogger=ILogger, Runtime=Runtime)
+try: TensorRtLibrary("tensorrt", Gpu("Test GPU", "sm_89", (13, 0)))
+except OptionError as error: print(error)
+"""
+
+
+def test_a_runtime_that_did_not_start_is_never_used():
+    command = [sys.executable, "-c", RUNTIME_THAT_HOLDS_NOTHING]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told == "tensorrt 11.4.0 cannot start on Test GPU: CUDA initialization failure with error: 35\n"
