@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from vitrail.errors import OptionError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NAMES = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 SWITCH = {"on": True, "off": False}
+Attention = Literal["auto", "flash", "efficient", "cudnn"]
 UNITS = {"": 1, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -37,13 +38,16 @@ class Cpu:
 class Cuda:
     """ONNX Runtime's CUDA provider.
 
-    memory_limit_bytes bounds ONNX Runtime's arena of each session (weights, activations), not the KV cache;
-    graphs: whether decode steps are captured as CUDA graphs and replayed.
+    memory_limit_bytes bounds ONNX Runtime's arena of each session (activations), not weights and KV cache;
+    graphs: whether decode steps are captured as CUDA graphs and replayed; attention: the kernels of prefill, where
+    ONNX Runtime is not to choose; fpa_intb: int4 weights in blocks of 32 by TensorRT-LLM's kernels.
     """
 
     device_id: int = 0
     memory_limit_bytes: int | None = None
     graphs: bool = True
+    attention: Attention = "auto"
+    fpa_intb: bool = True
 
     def __post_init__(self) -> None:
         _check_device(self.device_id)
@@ -51,7 +55,9 @@ class Cuda:
             raise OptionError(f"memory is {self.memory_limit_bytes} bytes; give more than 0, such as 20GiB")
 
     def __str__(self) -> str:
-        shown = {"memory_limit_bytes": "memory", "graphs": "graphs"}
+        shown = {"memory_limit_bytes": "memory"} | {
+            name: name for name in ("graphs", "attention", "fpa_intb")
+        }
         return f"cuda:{self.device_id}" + _options_text(self, shown)
 
 
@@ -116,7 +122,12 @@ def _device(name: str, text: str) -> int:
 def _option(name: str, text: str) -> tuple[str, Any]:
     known: dict[str, dict[str, tuple[str, Callable[[str, str], Any]]]] = {
         "cpu": {"threads": ("threads", _number)},
-        "cuda": {"memory": ("memory_limit_bytes", _bytes), "graphs": ("graphs", _switch)},
+        "cuda": {
+            "memory": ("memory_limit_bytes", _bytes),
+            "graphs": ("graphs", _switch),
+            "attention": ("attention", _attention),
+            "fpa_intb": ("fpa_intb", _switch),
+        },
     }
     options = known.get(name, {"graphs": ("graphs", _switch)})
     key, _, value = text.partition("=")
@@ -136,6 +147,12 @@ def _switch(name: str, text: str) -> bool:
     if text not in SWITCH:
         raise OptionError(f"{name} is '{text}'; give on or off")
     return SWITCH[text]
+
+
+def _attention(name: str, text: str) -> str:
+    if text not in get_args(Attention):
+        raise OptionError(f"{name} is '{text}'; it is one of {', '.join(get_args(Attention))}")
+    return text
 
 
 def _bytes(name: str, text: str) -> int:

@@ -16,6 +16,7 @@ NAMED = {
     "cuda:1": Cuda(device_id=1),
     "cuda:1,memory=20GiB,graphs=off": Cuda(device_id=1, memory_limit_bytes=20 << 30, graphs=False),
     "cuda,memory=512MiB": Cuda(memory_limit_bytes=512 << 20),
+    "cuda:0,attention=flash,fpa_intb=off": Cuda(attention="flash", fpa_intb=False),
     "tensorrt": TensorRt(),
     "tensorrt-rtx:2,graphs=off": TensorRt(device_id=2, graphs=False, rtx=True),
 }
@@ -38,8 +39,12 @@ def test_a_provider_is_what_its_name_says_and_its_text_reads_back(text, provider
         ("cuda:-1", "device is '-1'"),
         ("cuda,memory=lots", "memory is 'lots'; give a size such as 20GiB"),
         ("cuda,memory=0GiB", "memory is 0 bytes; give more than 0"),
+        ("cuda,attention=fast", "attention is 'fast'; it is one of auto, flash, efficient, cudnn"),
         ("cuda,graphs=yes", "graphs is 'yes'; give on or off"),
-        ("cuda,threads=4", "provider 'cuda' has no option 'threads'; it has memory, graphs"),
+        (
+            "cuda,threads=4",
+            "provider 'cuda' has no option 'threads'; it has memory, graphs, attention, fpa_intb",
+        ),
         ("tensorrt,memory=1GiB", "provider 'tensorrt' has no option 'memory'; it has graphs"),
     ],
 )

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
-from vitrail.errors import ArtifactError, OptionError
+from vitrail.errors import ArtifactError, OptionError, ServerError
 from vitrail.providers import Cpu, Cuda
 from vitrail.session.cause import cause_in, driver_fault, library_fault
 
-TENSOR_TYPES = {
-    "float32": "tensor(float)",
-    "float16": "tensor(float16)",
-    "int32": "tensor(int32)",
-    "uint8": "tensor(uint8)",
-    "int8": "tensor(int8)",
-}
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+EAGER = -1  # onnxruntime's gpu_graph_id of a run that is neither captured nor replayed
+CUDA_SESSION = {
+    "session.use_device_allocator_for_initializers": "1"
+}  # weights beside the arena, at their size
+SDPA_KERNELS = {"auto": 0, "flash": 1, "efficient": 2, "cudnn": 8}
 
 
-def open_session(path: Path, provider: Cpu | Cuda, *, optimize: bool = True) -> ort.InferenceSession:
-    """A session on this provider; ONNX Runtime falls back to no other.
+def open_session(
+    graph: Path | bytes, provider: Cpu | Cuda, *, optimize: bool = True, graphs: bool = False
+) -> ort.InferenceSession:
+    """A session on this provider; ONNX Runtime falls back to no other. graphs: whether its runs may be CUDA graphs.
 
     Raises OptionError, with the cause, for a provider that is not to be had here, ArtifactError for a bad file.
     """
@@ -33,9 +33,11 @@ def open_session(path: Path, provider: Cpu | Cuda, *, optimize: bool = True) -> 
         check_cuda(provider)
     options = _session_options(provider, optimize=optimize)
     try:
-        session = ort.InferenceSession(path, options, providers=_providers(provider), enable_fallback=0)
+        session = ort.InferenceSession(
+            graph, options, providers=_providers(provider, graphs=graphs), enable_fallback=0
+        )
     except Exception as error:
-        raise _load_error(path, provider, error) from error
+        raise _load_error(graph, provider, error) from error
     wanted = CUDA if isinstance(provider, Cuda) else CPU
     if wanted not in session.get_providers():
         raise OptionError(
@@ -52,10 +54,8 @@ def check_cuda(provider: Cuda) -> None:
             f"provider {provider} needs onnxruntime-gpu, this onnxruntime has {', '.join(ort.get_available_providers())}; "
             "replace it: pip uninstall onnxruntime && pip install 'vitrail[gpu]'"
         )
-    with contextlib.redirect_stdout(
-        io.StringIO()
-    ):  # it prints what it does not find; library_fault tells that
-        ort.preload_dlls()
+    with contextlib.redirect_stdout(io.StringIO()):
+        ort.preload_dlls()  # prints what it does not find; library_fault tells that
     library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     faults = [fault for fault in (driver_fault(provider.device_id), library_fault(library)) if fault]
     if faults:
@@ -66,51 +66,57 @@ def first_line(error: object) -> str:
     return str(error).strip().partition("\n")[0][:300]
 
 
-def check_input(
-    session: ort.InferenceSession, stage: str, name: str, *, dtype: str, shape: Sequence[int | None]
-) -> None:
-    """Raise ArtifactError unless the graph has this input as the manifest describes it; None is any size."""
-    given = {each.name: each for each in session.get_inputs()}.get(name)
-    wanted = TENSOR_TYPES[dtype]
-    if given is None or given.type != wanted or not _fits(given.shape, shape):
-        found = "no such input" if given is None else f"{given.type} {given.shape}"
-        raise ArtifactError(
-            f"the manifest does not describe {stage}.onnx: input '{name}' should be {wanted} {list(shape)}, "
-            f"the graph has {found}; export again"
-        )
+def run_options(graph: int) -> ort.RunOptions:
+    """graph: the CUDA graph that a run captures or replays, from 1; EAGER for a run without."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+def run_bound(session: ort.InferenceSession, binding: Any, stage: str, *, graph: int = EAGER) -> None:
+    """Run a session on bound tensors, to its end. Raises ServerError, with the cause where it is a known one."""
+    try:
+        session.run_with_iobinding(binding, run_options(graph))
+    except Exception as error:
+        raise ServerError(f"{stage} failed: {cause_in(str(error)) or first_line(error)}") from error
 
 
 def _session_options(provider: Cpu | Cuda, *, optimize: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = provider.threads if isinstance(provider, Cpu) else 1
     options.log_severity_level = 3
-    # A pattern is one block for each new shape, beside what its first run took: it doubled the memory of activations.
-    options.enable_mem_pattern = not isinstance(provider, Cpu)
     # Vision and decoder share the cores, in one process or several: threads that spin while they wait take them away.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if isinstance(provider, Cpu):
+        options.intra_op_num_threads = provider.threads
+    else:
+        options.intra_op_num_threads = 1  # shapes only are computed on the CPU
+        for key, value in CUDA_SESSION.items():
+            options.add_session_config_entry(key, value)
+        options.add_session_config_entry("ep.cuda.fpa_intb_gemm", str(int(provider.fpa_intb)))
     return options
 
 
-def _providers(provider: Cpu | Cuda) -> list[Any]:
+def _providers(provider: Cpu | Cuda, *, graphs: bool) -> list[Any]:
     """In onnxruntime's words. What CUDA has no kernel for (shapes, mostly) runs on the CPU."""
     if isinstance(provider, Cpu):
         return [CPU]
-    options = {"device_id": str(provider.device_id), "arena_extend_strategy": "kSameAsRequested"}
+    os.environ.setdefault("ORT_ENABLE_XQA", "1")  # read as a kernel is made; there is no other way to tell it
+    options = {
+        "device_id": str(provider.device_id),
+        "arena_extend_strategy": "kSameAsRequested",
+        "enable_cuda_graph": str(int(graphs)),
+        "sdpa_kernel": str(SDPA_KERNELS[provider.attention]),
+    }
     if provider.memory_limit_bytes is not None:
         options["gpu_mem_limit"] = str(provider.memory_limit_bytes)
     return [(CUDA, options), CPU]
 
 
-def _load_error(path: Path, provider: Cpu | Cuda, error: Exception) -> ArtifactError | OptionError:
+def _load_error(graph: Path | bytes, provider: Cpu | Cuda, error: Exception) -> ArtifactError | OptionError:
+    name = graph.name if isinstance(graph, Path) else "a graph of vitrail's own"
     cause = cause_in(str(error)) if isinstance(provider, Cuda) else None
     if cause is not None:
-        return OptionError(f"provider {provider} cannot load {path.name}: {cause}")
-    return ArtifactError(f"onnxruntime cannot load {path.name}: {first_line(error)}; export again")
-
-
-def _fits(given: Sequence[int | str], wanted: Sequence[int | None]) -> bool:
-    return len(given) == len(wanted) and all(
-        size is None or size == found for found, size in zip(given, wanted, strict=True)
-    )
+        return OptionError(f"provider {provider} cannot load {name}: {cause}")
+    return ArtifactError(f"onnxruntime cannot load {name}: {first_line(error)}; export again")

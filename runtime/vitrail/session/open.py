@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vitrail.providers import Cpu, Cuda
+from vitrail.session.contract import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from vitrail.manifest import Manifest
     from vitrail.providers import Provider
     from vitrail.session import DecoderSession, VisionSession
-
-STAGES = ("vision_encoder", "projector")
 
 
 def open_vision(
@@ -32,13 +31,24 @@ def open_vision(
     optimize=False runs an ONNX graph as it was exported. Raises OptionError for a provider that cannot be had here,
     with its cause, ArtifactError for artifacts that it cannot run.
     """
-    if isinstance(provider, Cpu | Cuda):
+    if isinstance(provider, Cpu):
         from vitrail.session.ort import OrtVision  # noqa: PLC0415 - onnxruntime, only where it runs
 
         return OrtVision(
             directory,
             manifest,
             provider=provider,
+            tiles_per_run=tiles_per_run,
+            stages=stages,
+            optimize=optimize,
+        )
+    if isinstance(provider, Cuda):
+        from vitrail.session.cuda import OrtCudaVision, open_device  # noqa: PLC0415 - as above
+
+        return OrtCudaVision(
+            directory,
+            manifest,
+            device=open_device(provider),
             tiles_per_run=tiles_per_run,
             stages=stages,
             optimize=optimize,
@@ -58,11 +68,18 @@ def open_decoder(
     optimize: bool = True,
 ) -> DecoderSession:
     """The language model with a KV cache of `slots` rows of `capacity` tokens. Raises what open_vision raises."""
-    if isinstance(provider, Cpu | Cuda):
+    if isinstance(provider, Cpu):
         from vitrail.session.ort import OrtDecoder  # noqa: PLC0415 - onnxruntime, only where it runs
 
         return OrtDecoder(
             directory, manifest, provider=provider, slots=slots, capacity=capacity, optimize=optimize
+        )
+    if isinstance(provider, Cuda):
+        from vitrail.session.cuda import OrtCudaDecoder, open_device  # noqa: PLC0415 - as above
+
+        device = open_device(provider)
+        return OrtCudaDecoder(
+            directory, manifest, device=device, slots=slots, capacity=capacity, optimize=optimize
         )
     from vitrail.session.trt import TrtDecoder  # noqa: PLC0415 - the driver, only where it runs
 

@@ -37,8 +37,8 @@ def covering(first: int, rows: int, *, slots: int) -> Block:
     return Block(start, size) if start + size <= slots else Block(0, slots)
 
 
-def widened(step: Step, block: Block, *, idle_position: int) -> Step:
-    """A decode step over the whole block; its rows beside the step are zeros at idle_position. Logits for every row."""
+def widened(step: Step, block: Block, *, idle_position: int | Int32) -> Step:
+    """A decode step over the whole block; its rows beside the step are zeros at idle_position, one for all or each row's."""
     if block == (step.first_slot, len(step.past_lengths)):
         return step
     begin = step.first_slot - block.first
