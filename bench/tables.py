@@ -26,6 +26,15 @@ COLUMNS = {
         ("peak memory", "{peak_rss_gib} GiB"),
         ("largest tensor", "{largest_tensor_gib} GiB"),
     ],
+    "precision": [
+        ("export options", "`{options}`"),
+        ("size", "{artifacts_mib} MiB"),
+        ("right", "{score:.1%}"),
+        ("against the first", "{difference[difference]:+.1%}"),
+        ("95% interval", "{difference[interval][0]:+.1%} to {difference[interval][1]:+.1%}"),
+        ("McNemar's p", "{difference[p]:.2g}"),
+        ("loss", "{loss:.4f}"),
+    ],
     "serve": [
         ("model", "{target[name]}"),
         ("asked", "{asked}"),
