@@ -6,6 +6,7 @@ that contexts of an engine share, and it captures CUDA graphs itself, once the k
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import logging
 import mmap
@@ -102,7 +103,9 @@ class TensorRtLibrary:
         self._errors: list[str] = []
         self._logger = _logger(self._module, self._errors)
         self._runtime = self._module.Runtime(self._logger)
-        if self._errors:  # then it holds nothing, and to deserialize with it ends the process
+        if self._errors:
+            # It holds nothing then: to use it, or to collect it, ends the process. So it stays.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._runtime))
             raise OptionError(f"{builder} {self.version} cannot start on {gpu.name}: {self.last_error()}")
 
     def read(self, file: Path, *, cure: str) -> LoadedEngine:
