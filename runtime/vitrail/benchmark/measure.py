@@ -133,6 +133,8 @@ METRICS = (
     Metric("output_sequence_length", "tokens", _of_report(lambda report: report.completion_tokens)),
     Metric("tiles", "tiles", _of_report(lambda report: sum(image.tiles for image in report.images))),
     Metric("visual_tokens", "tokens", _of_report(lambda report: report.visual_tokens)),
+    Metric("reused_tiles", "tiles", _of_report(lambda report: report.reused_tiles)),
+    Metric("reused_tokens", "tokens", _of_report(lambda report: report.reused_tokens)),
     *(_phase(name) for name in PHASES),
     Metric("other_ms", "ms", lambda sample: sample.other_ms),
     Metric("schedule_lag_ms", "ms", lambda sample: sample.lag_ms, shown=False),

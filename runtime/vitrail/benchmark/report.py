@@ -71,7 +71,27 @@ def metric_fields(tally: Tally) -> dict[str, dict[str, Any]]:
         tokens = sum(sample.tokens for sample in answered)
         fields["output_token_throughput"] = {"unit": "tokens/sec", "avg": round(tokens / duration_s, 6)}
         fields["request_throughput"] = {"unit": "requests/sec", "avg": round(len(answered) / duration_s, 6)}
-    return fields
+    return fields | _hit_rates(tally)
+
+
+def _hit_rates(tally: Tally) -> dict[str, dict[str, Any]]:
+    """Of all answered requests together: the shares of their tiles and of their prompts' tokens that caches knew."""
+    reports = [sample.report for sample in tally.answered if sample.report is not None]
+    found = {
+        "feature_cache_hit_rate": (
+            sum(report.reused_tiles for report in reports),
+            sum(image.tiles for report in reports for image in report.images),
+        ),
+        "prefix_cache_hit_rate": (
+            sum(report.reused_tokens for report in reports),
+            sum(report.prompt_tokens for report in reports),
+        ),
+    }
+    return {
+        name: {"unit": "ratio", "avg": round(hits / asked, 6)}
+        for name, (hits, asked) in found.items()
+        if asked
+    }
 
 
 def _values(value: Any, samples: Iterable[Sample]) -> list[float]:

@@ -39,7 +39,14 @@ class Answers:
 
 def report(tokens, **timings):
     image = ImageReport(width=84, height=56, grid=Grid(3, 2), tiles=7, visual_tokens=28)
-    return Report(prompt_tokens=40, completion_tokens=tokens, images=(image,), timings=Timings(**timings))
+    return Report(
+        prompt_tokens=40,
+        completion_tokens=tokens,
+        images=(image,),
+        timings=Timings(**timings),
+        reused_tokens=30,
+        reused_tiles=7,
+    )
 
 
 def asks(number=1000, **options):

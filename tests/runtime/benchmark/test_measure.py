@@ -45,6 +45,8 @@ def test_metrics_of_a_request_count_from_the_moment_it_was_due():
             "output_sequence_length": 5,
             "tiles": 7,
             "visual_tokens": 28,
+            "reused_tiles": 7,
+            "reused_tokens": 30,
             "preprocess_ms": 50,
             "vision_ms": 300,
             "queue_ms": 10,

@@ -41,6 +41,13 @@ def test_throughput_is_over_the_time_from_the_first_question_to_the_last_answer(
     assert fields["metrics"]["inter_chunk_latency"]["count"] == 8
 
 
+def test_what_caches_knew_is_a_share_of_all_tiles_and_prompt_tokens():
+    metrics = stage_fields(tally([0.5]), NO_OBJECTIVE)["metrics"]
+    assert metrics["feature_cache_hit_rate"] == {"unit": "ratio", "avg": 1}
+    assert metrics["prefix_cache_hit_rate"] == {"unit": "ratio", "avg": 0.75}
+    assert metrics["reused_tiles"]["avg"] == 7
+
+
 def test_failures_are_beside_the_metrics_not_in_them():
     fields = stage_fields(tally([0.5, 0.5], Busy("queue full"), requests=6), NO_OBJECTIVE)
     assert (fields["request_count"], fields["error_request_count"]) == (3, 3)
