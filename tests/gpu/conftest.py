@@ -1,0 +1,63 @@
+"""Tests that need an NVIDIA GPU. `make gpu-check` runs them; elsewhere each is skipped with what is missing.
+
+VITRAIL_TEST_PROVIDER=cpu runs those that take the `provider` on a CPU: that is how they are tried out without a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from vitrail.providers import Cpu, Cuda, parse_provider
+
+HERE = Path(__file__).parent
+PROVIDER = os.environ.get("VITRAIL_TEST_PROVIDER", "cuda")
+
+
+@cache
+def no_gpu() -> str | None:
+    """Why there is no GPU, as the driver tells it; None where there is one."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver here (libcuda.so.1)"
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "the NVIDIA driver sees no GPU"
+    return None
+
+
+def no_provider() -> str | None:
+    """Why the provider under test cannot be had; None where it can."""
+    if isinstance(parse_provider(PROVIDER), Cpu):
+        return None
+    if why := no_gpu():
+        return why
+    with contextlib.suppress(ImportError):
+        importlib.import_module("torch")  # brings the CUDA libraries where they are not installed otherwise
+    found = importlib.import_module("onnxruntime").get_available_providers()
+    if "CUDAExecutionProvider" in found or not isinstance(parse_provider(PROVIDER), Cuda):
+        return None
+    return f"this onnxruntime has no CUDA ({', '.join(found)}); install onnxruntime-gpu"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.gpu)
+        why = no_provider() if "provider" in getattr(item, "fixturenames", ()) else no_gpu()
+        if why:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(scope="session")
+def provider():
+    """What the sessions under test compute with: the first GPU."""
+    return parse_provider(PROVIDER)
