@@ -75,5 +75,6 @@ BAD_INPUTS = {
         "[prompt_too_long] the prompt's text has",
     ),
     "abort with a question": ({**QUESTION, "abort": text("x")}, "send it alone"),
+    "announcement with a question": ({**QUESTION, "announce": text("x")}, "send it alone"),
     "abort not UTF-8": ({"abort": text(b"\xff")}, "not UTF-8"),
 }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tests.repository.bad_inputs import BAD_INPUTS, EMBEDS, TILES, pictured, prompt
 from tests.repository.raw import ints, text
+from tests.runtime.decoding import Clock
 
 from vitrail.core import Delta, GenerateOptions, Report, Visual
 from vitrail.decoder import Decoder, Settings
@@ -18,6 +19,7 @@ from vitrail.providers import Cpu
 from vitrail.session.ort import OrtDecoder
 from vitrail.tokenizer import load_tokenizer
 from vitrail.triton.answering import Answering
+from vitrail.triton.arrivals import Arrivals
 from vitrail.triton.batched import run_batch
 from vitrail.triton.looking import Looking
 from vitrail.triton.metering import Unmetered
@@ -253,6 +255,32 @@ def test_an_abort_has_no_answer_but_an_end(answering, outbox):
     sender = accept(answering, outbox, {"abort": text("nobody")})
     assert sender.ended.wait(5)
     assert sender.events == [Done()]
+
+
+def test_a_request_that_announced_itself_has_been_here_since(answering, outbox):
+    clock = Clock(50.0)
+    answering._arrivals = Arrivals(clock=clock)
+    announced = accept(answering, outbox, {"announce": text("me")})
+    assert announced.ended.wait(5)
+    assert announced.events == [Done()]
+    clock.now_s += 3
+    question = {"prompt": pictured(2), "image_embeds": EMBEDS, "options": text('{"deadline_s": 2}')}
+    late = accept(answering, outbox, question, request_id="me")
+    assert late.ended.wait(5)
+    assert late.events[-1].finish_reason == "deadline"
+    assert late.events[-1].report.timings.vision_ms == 3000
+    again = accept(answering, outbox, question, request_id="me")
+    assert again.ended.wait(5)
+    assert again.events[-1].report.timings.vision_ms == 0
+
+
+def test_announcements_of_requests_that_never_come_are_forgotten():
+    clock = Clock(0.0)
+    arrivals = Arrivals(limit=2, clock=clock)
+    for name in "abc":
+        arrivals.note(name)
+        clock.now_s += 1
+    assert [arrivals.take_ms(name) for name in "abcc"] == [0, 2000, 1000, 0]
 
 
 def test_triton_s_timeout_is_the_deadline_unless_the_options_have_one(answering, outbox):

@@ -68,7 +68,7 @@ def test_the_decoder_streams_and_every_one_of_its_inputs_may_be_left_out(configs
     assert decoder.max_batch_size == 0
     assert all(entry.optional for entry in decoder.input)
     pictures = {wire.IMAGE_EMBEDS, wire.TILES, VISION_STARTED, TILES_REUSED}
-    assert names(decoder.input) == QUESTION | pictures | {wire.ABORT}
+    assert names(decoder.input) == QUESTION | pictures | {wire.ABORT, wire.ANNOUNCE}
     assert names(decoder.output) == {wire.TEXT_OUTPUT, wire.DELTA}
 
 

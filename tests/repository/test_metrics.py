@@ -4,7 +4,9 @@ import json
 import os
 import re
 import signal
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,6 +168,23 @@ def test_phases_arrive_as_spans_in_the_asker_s_trace_below_triton_s(server, coll
         assert took_ms == pytest.approx(getattr(completion.report.timings, f"{name}_ms"), abs=0.01)
     begins = [int(own()[name]["startTimeUnixNano"]) for name in ("vision", "queue", "prefill", "decode")]
     assert begins == sorted(begins)
+
+
+def test_what_a_request_waits_for_vision_counts_on_the_ensemble_route(server, picture):
+    """The encoder's process is stopped meanwhile, as behind a long queue."""
+    stub = server.stubs()["vision_encoder"]
+    messages = [{"role": "user", "content": [{"type": "image", "image": _image(picture)}, _words("Hm?")]}]
+    with Client(server.grpc_url, route="ensemble") as client, ThreadPoolExecutor(2) as pool:
+        client.info()
+        os.kill(stub.pid, signal.SIGSTOP)
+        try:
+            patient = pool.submit(client.chat, messages, max_tokens=2)
+            hurried = pool.submit(client.chat, messages, max_tokens=2, deadline_s=0.5)
+            time.sleep(1.0)
+        finally:
+            os.kill(stub.pid, signal.SIGCONT)
+        assert patient.result(20).report.timings.vision_ms > 900
+        assert hurried.result(20).finish_reason == "deadline"
 
 
 def _image(picture):

@@ -114,9 +114,9 @@ class AsyncClient(Connection):
 
     def _send(self, exchange: Exchange) -> Any:
         self.require_open()
-        request = exchange.next_request()
+        requests = exchange.next_requests()
         call = self._stub.ModelStreamInfer(
-            iter((request,)), timeout=exchange.remaining_s, metadata=self.metadata
+            iter(requests), timeout=exchange.remaining_s, metadata=self.metadata
         )
         self._live[exchange.request_id] = call
         return call

@@ -173,11 +173,13 @@ class Connection:
                 generate_options.max_tokens,
                 context_tokens=contract.context_tokens,
             )
+        model = ENSEMBLE if tiles and self.route != "direct" else DECODER
         return Exchange(
             prompt_json=prompt_to_json(prompt, preprocess_ms=(time.perf_counter() - started) * 1e3),
             tiles=prompt.tiles,
             options=generate_options,
-            model=ENSEMBLE if tiles and self.route != "direct" else DECODER,
+            model=model,
+            announces=contract.announces and model == ENSEMBLE,
             deadline_s=generate_options.deadline_s or self.deadline_s,
             idle_timeout_s=self.idle_timeout_s,
             backoff=self.backoff(),

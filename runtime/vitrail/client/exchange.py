@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from vitrail.client.wire import (
     ABORT,
+    ANNOUNCE,
     CONTRACT_PARAMETER,
     DECODER,
     DELTA,
@@ -51,6 +52,7 @@ class Exchange:
     deadline_s: float
     idle_timeout_s: float
     backoff: Backoff
+    announces: bool = False
     region: Region | None = None
     request_id: str = ""
     answering: bool = False
@@ -68,8 +70,12 @@ class Exchange:
         """Seconds to wait for the next message. Before the first the request may be queued: no idle limit then."""
         return min(self.idle_timeout_s, self.remaining_s) if self.answering else self.remaining_s
 
-    def next_request(self) -> pb.ModelInferRequest:
-        """The request of the next try."""
+    def next_requests(self) -> tuple[pb.ModelInferRequest, ...]:
+        """What the next try sends: where it is wanted, word to the decoder ahead of the request; it has no answer."""
+        request = self._next_request()
+        return (announcement(self.request_id), request) if self.announces else (request,)
+
+    def _next_request(self) -> pb.ModelInferRequest:
         self.request_id, self.done = uuid.uuid4().hex, False
         # Rounding must not take it beyond what was asked: a week is the limit here and there.
         deadline_s = min(max(self.remaining_s - DEADLINE_MARGIN_S, 0.001), self.deadline_s)
@@ -123,6 +129,13 @@ def abort_request(request_id: str) -> pb.ModelInferRequest:
     """Tells the decoder to stop `request_id`, whichever way that reached it."""
     request = _request(DECODER, uuid.uuid4().hex)
     add_bytes(request, ABORT, request_id)
+    return request
+
+
+def announcement(request_id: str) -> pb.ModelInferRequest:
+    """Tells the decoder that `request_id` has set out: from now on its deadline counts."""
+    request = pb.ModelInferRequest(model_name=DECODER, id=uuid.uuid4().hex)
+    add_bytes(request, ANNOUNCE, request_id)
     return request
 
 

@@ -42,6 +42,7 @@ TEMPERATURE = "temperature"
 TOP_P = "top_p"
 TOP_K = "top_k"
 ABORT = "abort"
+ANNOUNCE = "announce"
 
 # The decoder's outputs.
 TEXT_OUTPUT = "text_output"
@@ -60,7 +61,8 @@ class Contract(BaseModel):
     """All that a client needs to know about a server: how to cut pictures, write prompts, and the limits.
 
     context_tokens is what one request may use, prompt and answer together; max_request_tiles bounds the tiles of
-    all its pictures. special: every special token's string, the grounding marks among them.
+    all its pictures. special: every special token's string, the grounding marks among them. announces: whether the
+    decoder wants to know of a request on the ensemble route when it sets out.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -78,6 +80,7 @@ class Contract(BaseModel):
     vision_precision: str = ""
     decoder_precision: str = ""
     server: str = ""
+    announces: bool = False
 
     @property
     def grounding_marks(self) -> tuple[str, ...]:
@@ -101,6 +104,7 @@ def contract_from_manifest(
         vision_precision=manifest.vision.precision,
         decoder_precision=manifest.decoder.precision,
         server=manifest.vitrail,
+        announces=True,
     )
 
 

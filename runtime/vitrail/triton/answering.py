@@ -15,9 +15,10 @@ from vitrail.errors import PromptTooLong
 from vitrail.manifest import Manifest
 from vitrail.metrics import REQUEST_TILES, TILES, Observer
 from vitrail.tokenizer import Tokenizer
+from vitrail.triton.arrivals import Arrivals
 from vitrail.triton.looking import Looking
 from vitrail.triton.outbox import Done, Reply, failing
-from vitrail.triton.question import Question, Tensors, read_abort, read_question
+from vitrail.triton.question import Question, Tensors, read_abort, read_announcement, read_question
 
 # A token of a real text is 3 to 5 bytes long. Longer texts cannot fit, and counting their tokens takes seconds.
 MAX_BYTES_PER_TOKEN = 32
@@ -45,6 +46,7 @@ class Answering:
         self._manifest = manifest
         self._looking = looking
         self._observer = observer
+        self._arrivals = Arrivals()
 
     def accept(
         self, read: Callable[[], Tensors], reply: Reply, *, request_id: str, timeout_s: float | None
@@ -56,9 +58,7 @@ class Answering:
         arrived_s = time.monotonic()
         with failing(reply):
             tensors = read()
-            aborted = read_abort(tensors)
-            if aborted is not None:
-                self._decoder.abort(aborted)
+            if self._is_notice(tensors):
                 reply.send(Done())
                 return
             question = read_question(tensors, manifest=self._manifest)
@@ -73,6 +73,16 @@ class Answering:
     def close(self) -> None:
         """Take no more tiles to the vision models."""
         self._looking.close()
+
+    def _is_notice(self, tensors: Tensors) -> bool:
+        """Take a word about another request, which has no answer; False for a question."""
+        aborted, announced = read_abort(tensors), read_announcement(tensors)
+        if aborted is not None:
+            self._arrivals.take_ms(aborted)
+            self._decoder.abort(aborted)
+        if announced is not None:
+            self._arrivals.note(announced)
+        return aborted is not None or announced is not None
 
     def _count_tiles(self, question: Question) -> None:
         pictures = question.image_embeds if question.tiles is None else question.tiles
@@ -92,7 +102,7 @@ class Answering:
             options=options,
             images=question.images,
             preprocess_ms=question.preprocess_ms,
-            vision_ms=question.vision_ms,
+            vision_ms=max(question.vision_ms, self._arrivals.take_ms(request_id)),
             reused_tiles=question.reused_tiles,
             cancelled=reply.cancelled,
         )

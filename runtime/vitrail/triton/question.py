@@ -44,11 +44,12 @@ class Question:
 
 def read_abort(tensors: Tensors) -> str | None:
     """The id of the request to cancel; None where this is a question. Raises InvalidInput where it is both."""
-    if wire.ABORT not in tensors:
-        return None
-    if others := sorted(set(tensors) - {wire.ABORT}):
-        raise InvalidInput(f"input '{wire.ABORT}' comes with {', '.join(others)}; send it alone")
-    return _text(tensors, wire.ABORT)
+    return _alone(tensors, wire.ABORT)
+
+
+def read_announcement(tensors: Tensors) -> str | None:
+    """The id of a request that has set out on the ensemble route; as above."""
+    return _alone(tensors, wire.ANNOUNCE)
 
 
 def read_question(tensors: Tensors, *, manifest: Manifest) -> Question:
@@ -167,6 +168,14 @@ def _vision_ms(tensors: Tensors) -> float:
         return 0.0
     spent_s = time.time() - float(started_s.min())
     return 1000 * spent_s if 0 <= spent_s < 86400 else 0.0  # a clock that was set meanwhile
+
+
+def _alone(tensors: Tensors, name: str) -> str | None:
+    if name not in tensors:
+        return None
+    if others := sorted(set(tensors) - {name}):
+        raise InvalidInput(f"input '{name}' comes with {', '.join(others)}; send it alone")
+    return _text(tensors, name)
 
 
 def _text(tensors: Tensors, name: str) -> str:

@@ -17,7 +17,8 @@ from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
 from vitrail.client import AsyncClient, Client
-from vitrail.client.fake import ANSWER, END, FakeServer, inputs, message
+from vitrail.client.fake import ANSWER, CONTRACT, END, FakeServer, inputs, message
+from vitrail.client.wire import contract_from_json, contract_to_json
 from vitrail.core import Delta, Report, TokenLogprob
 from vitrail.errors import (
     Cancelled,
@@ -50,6 +51,17 @@ def test_deltas_arrive_in_order_and_chat_joins_them(kind):
     assert (completion.text, completion.finish_reason) == ("Hello there", "stop")
     assert completion.choices[0].token_ids == (1, 2)
     assert completion.report.prompt_tokens == 5
+
+
+def test_a_request_with_pictures_announces_itself_where_the_server_wants_that(kind):
+    contract = contract_from_json(CONTRACT).model_copy(update={"announces": True})
+    with FakeServer(contract=contract_to_json(contract)) as server, kind(server.url) as client:
+        client.chat(SHOWN)
+        client.chat("no picture, no queue")
+    with FakeServer() as old, kind(old.url) as client:
+        client.chat(SHOWN)
+    assert server.announced == [server.requests[0].id]
+    assert old.announced == []
 
 
 def test_a_delta_is_handed_on_before_the_next_one_exists(kind, released):
