@@ -190,9 +190,10 @@ def test_a_step_beyond_the_capacity_that_was_asked_for_is_refused(decoder):
 def test_a_step_that_no_profile_takes_is_refused_by_name(decoder):
     session, _ = decoder()
     wide = Step(0, session.embed(np.zeros((2, 3), np.int32)), np.zeros(2, np.int32), np.array([0]))
-    with pytest.raises(
-        InvalidInput, match=r"profile 'prefill' of the decoder's engine does not take .*\[2, 3, "
-    ):
+    words = (
+        r"a step of \[2, 3, 112\] with 1 logits is outside profile 'prefill' .* takes \[1, 32, 112\] with 4"
+    )
+    with pytest.raises(InvalidInput, match=words):
         session.forward(wide)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from vitrail.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -45,6 +45,26 @@ def offsets(sizes_bytes: Mapping[str, int]) -> tuple[dict[str, int], int]:
     return places, end
 
 
+class Port(NamedTuple):
+    """A tensor that passes through the host: its name, dtype and largest shape. Ports of one name share their memory."""
+
+    name: str
+    dtype: str
+    most: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return prod(self.most) * np.dtype(self.dtype).itemsize
+
+
+def region_bytes(ports: Sequence[Port]) -> dict[str, int]:
+    """By name, what the largest port of that name takes."""
+    sizes: dict[str, int] = {}
+    for port in ports:
+        sizes[port.name] = max(port.size_bytes, sizes.get(port.name, 0))
+    return sizes
+
+
 class Arena:
     """One zeroed allocation with named regions.
 
@@ -71,3 +91,33 @@ class Staging:
         start = self._places[name]
         view: Array = self._memory[start : start + size].view(dtype).reshape(shape)
         return view
+
+
+class Regions:
+    """All memory of one session, allocated once: of ports, which pass through the host, and of what stays on the device."""
+
+    def __init__(self, driver: Driver, ports: Sequence[Port], resident_bytes: Mapping[str, int]) -> None:
+        passing = region_bytes(ports)
+        self.driver, self.stream = driver, driver.open_stream()
+        self._dtypes = {port.name: port.dtype for port in ports}
+        self._arena = Arena(driver, {**passing, **resident_bytes}, stream=self.stream)
+        self._staging = Staging(driver, passing)
+
+    def address(self, name: str) -> int:
+        return self._arena.address[name]
+
+    def put(self, name: str, array: Array) -> None:
+        """Queue an input's way to the beginning of its region. What was put there before must have arrived."""
+        staged = self._staging.array(name, array.shape, self._dtypes[name])
+        staged[...] = array
+        if staged.size:
+            self.stream.upload(self.address(name), staged)
+
+    def take(self, name: str, shape: tuple[int, ...], *, first_row: int = 0) -> Array:
+        """Rows of an output from first_row on, once all that is queued has ended; a view until the next `take` of it."""
+        staged = self._staging.array(name, shape, self._dtypes[name])
+        if staged.size:
+            row_bytes = prod(shape[1:]) * staged.itemsize
+            self.stream.download(staged, self.address(name) + first_row * row_bytes)
+        self.stream.wait()
+        return staged

@@ -1,6 +1,6 @@
 """Sessions on TensorRT and TensorRT for RTX engines, which `vitrail engine` builds.
 
-Memory is allocated once, as a session opens; each session has its own stream, and one thread uses it at a time.
+Memory is allocated once, as a session opens; each session has its own stream, and one thread at a time uses it.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrail.errors import ArtifactError, InvalidInput, OptionError
-from vitrail.session import Step
+from vitrail.session.contract import STAGES, check_capacity, check_features, check_tiles
 from vitrail.session.cuda_driver import LibCuda, Rows
+from vitrail.session.cuda_memory import ALIGNMENT, Port
 from vitrail.session.table import open_table
 from vitrail.session.trt_engine import Choice, Machine, choose, fits
 from vitrail.session.trt_library import TensorRtLibrary
 from vitrail.session.trt_runner import Run
 from vitrail.session.trt_steps import Block, chunks, covering, distinct_rows, widened
-from vitrail.session.trt_workspace import Need, Port, Workspace
+from vitrail.session.trt_workspace import Need, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vitrail.core import Float, Int32, Int64, Uint8
     from vitrail.manifest import EngineRecord, Manifest
     from vitrail.providers import TensorRt
+    from vitrail.session import Step
     from vitrail.session.cuda_driver import Array
     from vitrail.session.trt_engine import Shape
 
-STAGES = ("vision_encoder", "projector")
-ALIGNMENT = 256  # of every address that TensorRT is given
+CACHE_BYTES = 2  # of an element, in every precision
 CACHE_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp8": "float16", "int8": "float16"}
 
 
@@ -67,40 +68,35 @@ class TrtVision:
             graphs=provider.graphs,
             cure="free some of it, or build the engines again with a lower --max-tiles",
         )
+        self._runs: dict[tuple[str, int], Run] = {}
 
     def encode(self, tiles: Uint8) -> Float:
-        size = self.contract.tile_size
-        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1:] != (3, size, size):
-            raise InvalidInput(
-                f"tiles are {tiles.dtype} {list(tiles.shape)}; this model takes uint8 [n, 3, {size}, {size}]"
-            )
-        return self._run("vision_encoder", tiles)
+        check_tiles(tiles, self.contract)
+        return self._encode("vision_encoder", tiles)
 
     def project(self, features: Float) -> Float:
-        expected = (self.contract.tokens_per_tile, self.contract.feature_size)
-        if features.ndim != 3 or features.shape[1:] != expected:
-            raise InvalidInput(
-                f"features are {list(features.shape)}; this model takes [n, {expected[0]}, {expected[1]}]"
-            )
-        return self._run("projector", features)
+        check_features(features, self.contract)
+        return self._encode("projector", features)
 
-    def _run(self, stage: str, batch: Array) -> Float:
+    def _encode(self, stage: str, batch: Array) -> Float:
         source, target = self._ports[stage]
+        self._workspace.driver.activate()
         encoded: Float = np.empty((len(batch), *target.most[1:]), target.dtype)
         for start in range(0, len(batch), source.most[0]):
             part = slice(start, start + source.most[0])
-            encoded[part] = self._run_part(stage, batch[part])
+            encoded[part] = self._encode_part(stage, batch[part])
         return encoded
 
-    def _run_part(self, stage: str, batch: Array) -> Array:
+    def _encode_part(self, stage: str, batch: Array) -> Array:
         """At most as many tiles as one run takes; the result is a view that the next run changes."""
         source, target = self._ports[stage]
-        work = self._workspace
-        work.driver.activate()
-        work.put(source.name, batch)
-        addresses = tuple((port.name, work.address(port.name)) for port in (source, target))
-        work.run(stage, Run(0, ((source.name, batch.shape),), addresses), repeats=True)
-        return work.take(target.name, (len(batch), *target.most[1:]))
+        regions, key = self._workspace.regions, (stage, len(batch))
+        if key not in self._runs:
+            addresses = {port.name: regions.address(port.name) for port in (source, target)}
+            self._runs[key] = Run(0, {source.name: batch.shape}, addresses)
+        regions.put(source.name, batch)
+        self._workspace.run(stage, self._runs[key], repeats=True)
+        return regions.take(target.name, (len(batch), *target.most[1:]))
 
 
 def _vision_ports(manifest: Manifest, record: EngineRecord) -> tuple[Port, Port]:
@@ -132,20 +128,16 @@ class TrtDecoder:
     ) -> None:
         machine = machine or open_machine(provider)
         contract = self.contract = manifest.decoder
-        choice = choose(directory, manifest, "decoder", machine)
+        choice = self._choice = choose(directory, manifest, "decoder", machine)
         record = self._record = choice.record
         _check_request(choice, slots=slots, capacity=capacity)
         self.slots, self.capacity = slots, capacity
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
         self._graphs = provider.graphs
         self._caches = [f"{i}.{kind}" for i in range(contract.layers) for kind in ("key", "value")]
-        self._token_bytes = 2 * contract.head_dim
-        self._slot_bytes = contract.kv_heads * record.capacity * self._token_bytes
-        if self._slot_bytes % ALIGNMENT:
-            raise OptionError(
-                f"a slot of {record.capacity} tokens does not end at a multiple of {ALIGNMENT} bytes; "
-                f"build the engine with a --context that is a multiple of 64"
-            )
+        self._slot_shape = (contract.kv_heads, record.capacity, contract.head_dim)
+        self._token_bytes = CACHE_BYTES * contract.head_dim
+        self._slot_bytes = CACHE_BYTES * prod(self._slot_shape)
         cache = CACHE_DTYPES[record.precision]
         resident = {f"{past}.{name}": cache for name in self._caches for past in ("past", "present")}
         self._workspace = Workspace(
@@ -155,7 +147,8 @@ class TrtDecoder:
             graphs=provider.graphs,
             cure="free some of it, take fewer slots, or build the engine again with a smaller --context",
         )
-        self._check_in_place(choice)
+        self._check_in_place()
+        self._runs: dict[Block, Run] = {}
         self._held = np.zeros(slots, np.int64)
 
     def embed(self, token_ids: Int32) -> Float:
@@ -163,48 +156,50 @@ class TrtDecoder:
         return rows
 
     def copy(self, source: int, target: int, tokens: int) -> None:
-        work = self._workspace
-        work.driver.activate()
-        rows = Rows(
-            self.contract.kv_heads, tokens * self._token_bytes, self._record.capacity * self._token_bytes
-        )
+        self._workspace.driver.activate()
+        regions, capacity = self._workspace.regions, self._record.capacity
+        rows = Rows(self.contract.kv_heads, tokens * self._token_bytes, capacity * self._token_bytes)
         for name in self._caches:
-            base = work.address(name)
-            work.stream.copy_rows(base + target * self._slot_bytes, base + source * self._slot_bytes, rows)
+            base = regions.address(name)
+            regions.stream.copy_rows(base + target * self._slot_bytes, base + source * self._slot_bytes, rows)
         self._held[target] = tokens
 
     def forward(self, step: Step) -> Float:
-        new = step.inputs_embeds.shape[1]
-        if int(step.past_lengths.max()) + new > self.capacity:
-            raise InvalidInput(
-                f"{int(step.past_lengths.max())} cached and {new} new tokens exceed the slot's capacity of {self.capacity}"
-            )
+        check_capacity(step, self.capacity)
         self._workspace.driver.activate()
         longest = self._record.profile("prefill").inputs["inputs_embeds"].max[1]
-        parts = [self._run(part) for part in chunks(step, new_tokens=longest)]
+        parts = [self._forward(part) for part in chunks(step, new_tokens=longest)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _run(self, step: Step) -> Float:
+    def _forward(self, step: Step) -> Float:
         """One run of the engine; the logits that the step asks for."""
-        decodes = step.inputs_embeds.shape[1] == 1
-        wide = widened(step, self._block(step), idle_position=self._record.capacity - 1) if decodes else step
-        rows, new, _ = wide.inputs_embeds.shape
-        # Every row of a block has logits: which ones are asked for does not change the run.
-        places = np.arange(rows) if decodes else distinct_rows(wide.logit_positions, new)
-        inputs = {
-            "inputs_embeds": wide.inputs_embeds,
-            "past_lengths": wide.past_lengths,
-            "logit_positions": places,
-        }
-        self._queue("decode" if decodes else "prefill", wide.first_slot, inputs)
+        new = step.inputs_embeds.shape[1]
+        rows = self._decode(step) if new == 1 else self._prefill(step)
         self._held[step.first_slot : step.first_slot + len(step.past_lengths)] = step.past_lengths + new
-        return self._logits(wide.logit_positions if decodes else np.arange(len(wide.logit_positions)))
+        return self._logits(rows)
+
+    def _decode(self, step: Step) -> Int64:
+        """Queue it; the rows of the logits that it asks for. Every row of a block has some, so that its runs are equal."""
+        block = self._block(step)
+        wide = widened(step, block, idle_position=self._record.capacity - 1)
+        if block not in self._runs:
+            self._runs[block] = self._run("decode", wide, wanted=block.rows)
+        self._put(wide, np.arange(block.rows))
+        self._workspace.run("decoder", self._runs[block], repeats=True)
+        return wide.logit_positions
+
+    def _prefill(self, step: Step) -> Int64:
+        positions = distinct_rows(step.logit_positions, step.inputs_embeds.shape[1])
+        run = self._run("prefill", step, wanted=len(positions))
+        self._put(step, positions)
+        self._workspace.run("decoder", run, repeats=False)
+        return np.arange(len(step.logit_positions))
 
     def _logits(self, rows: Int64) -> Float:
         """These rows of the last run's logits, once it has ended."""
         first, end = (int(rows.min()), int(rows.max()) + 1) if len(rows) else (0, 0)
-        found = self._workspace.take("logits", (end - first, self.contract.vocab_size), first_row=first)
-        logits: Float = found[rows - first]
+        shape = (end - first, self.contract.vocab_size)
+        logits: Float = self._workspace.regions.take("logits", shape, first_row=first)[rows - first]
         return logits
 
     def _block(self, step: Step) -> Block:
@@ -214,34 +209,41 @@ class TrtDecoder:
         full = self._held[block.first : block.first + block.rows].max() >= self._record.capacity
         return own if full or not self._graphs else block
 
-    def _queue(self, profile: str, first_slot: int, inputs: Mapping[str, Array]) -> None:
-        work, rows = self._workspace, len(inputs["past_lengths"])
-        cache = (rows, self.contract.kv_heads, self._record.capacity, self.contract.head_dim)
-        shapes: dict[str, Shape] = {name: array.shape for name, array in inputs.items()}
-        shapes |= {f"past.{name}": cache for name in self._caches}
-        if not fits(self._record.profile(profile), shapes):
-            asked = {name: list(array.shape) for name, array in inputs.items()}
-            raise InvalidInput(f"profile '{profile}' of the decoder's engine does not take {asked}")
-        for name, array in inputs.items():
-            work.put(name, array)
-        addresses = {name: work.address(name) for name in (*inputs, "logits")}
-        for name in self._caches:
-            place = work.address(name) + first_slot * self._slot_bytes
-            addresses |= {f"past.{name}": place, f"present.{name}": place}
-        index = work.engines["decoder"].profile(profile)
-        work.run(
-            "decoder",
-            Run(index, tuple(shapes.items()), tuple(addresses.items())),
-            repeats=profile == "decode",
-        )
+    def _put(self, step: Step, positions: Int64) -> None:
+        regions = self._workspace.regions
+        regions.put("inputs_embeds", step.inputs_embeds)
+        regions.put("past_lengths", step.past_lengths)
+        regions.put("logit_positions", positions)
 
-    def _check_in_place(self, choice: Choice) -> None:
+    def _run(self, profile: str, step: Step, *, wanted: int) -> Run:
+        """A step's shapes and addresses. Raises InvalidInput where the profile does not take them."""
+        regions, rows = self._workspace.regions, len(step.past_lengths)
+        shapes: dict[str, Shape] = {
+            "inputs_embeds": step.inputs_embeds.shape,
+            "past_lengths": (rows,),
+            "logit_positions": (wanted,),
+        }
+        addresses = {name: regions.address(name) for name in (*shapes, "logits")}
+        for name in self._caches:
+            place = regions.address(name) + step.first_slot * self._slot_bytes
+            addresses |= {f"past.{name}": place, f"present.{name}": place}
+            shapes[f"past.{name}"] = (rows, *self._slot_shape)
+        takes = self._record.profile(profile)
+        if not fits(takes, shapes):
+            most = [list(takes.inputs[name].max) for name in ("inputs_embeds", "logit_positions")]
+            raise InvalidInput(
+                f"a step of {list(step.inputs_embeds.shape)} with {wanted} logits is outside profile '{profile}' of the "
+                f"decoder's engine, which takes {most[0]} with {most[1][0]}; take less at once"
+            )
+        return Run(self._workspace.engines["decoder"].profile(profile), shapes, addresses)
+
+    def _check_in_place(self) -> None:
         plan = self._workspace.engines["decoder"].loaded.plan
         for name in self._caches:
             found = plan.get_aliased_input_tensor(f"present.{name}")
             if found != f"past.{name}":
                 raise ArtifactError(
-                    f"the decoder's engine writes present.{name} elsewhere than in past.{name}; {choice.cure}"
+                    f"the decoder's engine writes present.{name} elsewhere than in past.{name}; {self._choice.cure}"
                 )
 
 
@@ -269,3 +271,9 @@ def _check_request(choice: Choice, *, slots: int, capacity: int) -> None:
                 f"{name} is {asked}, the decoder's engine was built for {most}; lower it to that, or build one with: "
                 f"{record.command(choice.directory)} {option} {asked}"
             )
+    contract = choice.manifest.decoder
+    if CACHE_BYTES * contract.kv_heads * contract.head_dim * record.capacity % ALIGNMENT:
+        raise OptionError(
+            f"the decoder's engine has slots of {record.capacity} tokens, which do not end at a multiple of "
+            f"{ALIGNMENT} bytes; build it with a --context that is a multiple of 64"
+        )

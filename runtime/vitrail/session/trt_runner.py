@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from vitrail.errors import ServerError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vitrail.session.cuda_driver import Graph, Stream
     from vitrail.session.trt_engine import Engine, Shape
     from vitrail.session.trt_library import Context
@@ -24,12 +26,13 @@ GRAPHS_KEPT = 64
 log = logging.getLogger(__name__)
 
 
-class Run(NamedTuple):
-    """A profile, every input's shape, and every input's and output's address."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Run:
+    """A profile, every input's shape, and every input's and output's address. One that comes again is the same object."""
 
     profile: int
-    shapes: tuple[tuple[str, Shape], ...]
-    addresses: tuple[tuple[str, int], ...]
+    shapes: Mapping[str, Shape]
+    addresses: Mapping[str, int]
 
 
 class Scratch(NamedTuple):
@@ -69,7 +72,7 @@ class Runner:
         self._recorded: OrderedDict[Run, Recorded | None] = OrderedDict()
 
     def queue(self, run: Run, *, repeats: bool) -> None:
-        """repeats: this very run, by shapes and addresses, is expected again. Raises ServerError."""
+        """repeats: this very run is expected again. Raises ServerError."""
         if not (repeats and self._kept):
             self._queue_shared(run)
         elif run in self._recorded:
@@ -85,7 +88,7 @@ class Runner:
         context, last = self._shared.pop(run.profile, (None, None))
         if context is None:
             context = self._new_context(graphs=False)
-        if last != run:
+        if last is not run:
             self._bind(context, run)
         self._shared[run.profile] = (context, run)
         self._execute(context)
@@ -128,9 +131,9 @@ class Runner:
         self._require(
             context.set_optimization_profile_async(run.profile, self._stream.handle), "takes no profile"
         )
-        for name, shape in run.shapes:
+        for name, shape in run.shapes.items():
             self._require(context.set_input_shape(name, shape), f"refuses {name} {list(shape)}")
-        for name, address in run.addresses:
+        for name, address in run.addresses.items():
             self._require(context.set_tensor_address(name, address), f"refuses the address of {name}")
 
     def _execute(self, context: Context) -> None:
