@@ -81,6 +81,8 @@ class Engine:
         queue_limit: int = Settings.queue_limit,
         default_deadline_s: float = Settings.default_deadline_s,
         prefix_cache: bool = Settings.prefix_cache,
+        tpot_slowdown: float = Settings.tpot_slowdown,
+        tpot_target_ms: float | None = Settings.tpot_target_ms,
         threads: int = 0,
         provider: Provider | str = "cpu",
         tiles_per_run: int = 8,
@@ -99,6 +101,8 @@ class Engine:
             queue_limit=queue_limit,
             default_deadline_s=default_deadline_s,
             prefix_cache=prefix_cache,
+            tpot_slowdown=tpot_slowdown,
+            tpot_target_ms=tpot_target_ms,
         )
         provider = parse_provider(provider) if isinstance(provider, str) else provider
         provider = with_threads(provider, threads)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
     from vitrail.core import Uint8
 
 PLACEHOLDER = "<image>"
+# Pictures of one prompt that are opened and cut at once: Pillow lets go of the interpreter's lock for both. Each may
+# hold a decoded picture and its stretched copy.
+PICTURES_AT_ONCE = 4
 
 Segments: TypeAlias = "tuple[Segment, ...]"
+Cut: TypeAlias = "tuple[Uint8, ImageReport]"
 
 _MARK = re.compile("(" + "|".join(map(re.escape, GROUNDING_MARKS)) + ")")
 
@@ -43,13 +48,14 @@ def render(
     max_tiles = contract.max_tiles if options.max_tiles is None else options.max_tiles
     thumbnail = contract.thumbnail if options.thumbnail is None else options.thumbnail
 
-    def cut(source: ImageSource) -> tuple[Uint8, ImageReport]:
+    def cut(source: ImageSource) -> Cut:
         image = open_image(source, rotate=options.rotate)
         tiles = split(image, max_tiles=max_tiles, tile_size=tile_size, thumbnail=thumbnail)
         grid = choose_grid(*image.size, max_tiles=max_tiles, tile_size=tile_size)
         return tiles, ImageReport(*image.size, grid, len(tiles), len(tiles) * tokens_per_tile)
 
-    pictures = [[cut(source) for source in turn.images] for turn in conversation.turns]
+    cut_pictures = iter(_in_parallel(cut, [source for turn in conversation.turns for source in turn.images]))
+    pictures = [list(islice(cut_pictures, len(turn.images))) for turn in conversation.turns]
     turns = [
         (turn.role, turn_segments(turn.text, [len(tiles) for tiles, _ in shown]))
         for turn, shown in zip(conversation.turns, pictures, strict=True)
@@ -62,6 +68,20 @@ def render(
         images=tuple(image for _, image in chain(*pictures)),
         text=prompt_text(segments, tokens_per_tile),
     )
+
+
+def _in_parallel(cut: Callable[[ImageSource], Cut], sources: Sequence[ImageSource]) -> list[Cut]:
+    """Each source cut, in order. Raises what the first of those that fail raises.
+
+    An object that is given twice is cut once: PIL images are not made for two threads at a time.
+    """
+    distinct = {id(source): source for source in sources}
+    if len(distinct) < 2:
+        found = {key: cut(source) for key, source in distinct.items()}
+    else:
+        with ThreadPoolExecutor(min(len(distinct), PICTURES_AT_ONCE), thread_name_prefix="pictures") as pool:
+            found = dict(zip(distinct, pool.map(cut, distinct.values()), strict=True))
+    return [found[id(source)] for source in sources]
 
 
 def question_segments(question: str, tiles: Sequence[int], *, contract: PromptContract) -> Segments:

@@ -97,6 +97,7 @@ def test_headers_reach_the_server():
 
 def test_every_option_of_an_answer_can_be_given():
     given = ["--min-p", 0.1, "--presence-penalty", 0.5, "--frequency-penalty", 0.25, "--ignore-eos", "--n", 2]
+    given += ["--priority", 0, "--user", "Ada"]
     with FakeServer(TWO_ANSWERS) as server:
         result = vitrail("ask", "-q", "?", "--url", server.url, *given, "--keep-special-tokens")
     options = inputs(server.requests[0])["options"]
@@ -108,6 +109,8 @@ def test_every_option_of_an_answer_can_be_given():
         "ignore_eos": True,
         "n": 2,
         "keep_special_tokens": True,
+        "priority": 0,
+        "user": "Ada",
     }
     assert (result.exit_code, result.stdout) == (0, "[1] one\n[2] two\n")
     assert "(stop, length)" in result.stderr

@@ -160,6 +160,28 @@ def test_tiles_and_reports_follow_the_order_of_the_pictures() -> None:
     assert [segment.tiles for segment in prompt.segments if isinstance(segment, Visual)] == [3, 1]
 
 
+def test_many_pictures_are_cut_as_each_alone(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    pictures = []
+    for number in range(12):
+        pixels = chance.integers(0, 256, (40 + 7 * number, 150 - 9 * number, 3), np.uint8)
+        path = tmp_path / f"{number}.{'jpg' if number % 2 else 'png'}"
+        Image.fromarray(pixels).save(path)
+        pictures.append({"type": "image", "image": path})
+    lazy = {"type": "image", "image": Image.open(tmp_path / "4.png")}
+    together = rendered([{"role": "user", "content": [*pictures, lazy, lazy]}])
+    alone = [rendered([{"role": "user", "content": [picture]}]) for picture in [*pictures, lazy, lazy]]
+    assert together.images == tuple(image for each in alone for image in each.images)
+    assert np.array_equal(together.tiles, np.concatenate([each.tiles for each in alone]))
+
+
+def test_of_several_bad_pictures_the_first_is_named(tmp_path: Path) -> None:
+    bad = [{"type": "image", "image": tmp_path / f"{number}.png"} for number in range(9)]
+    for _ in range(5):
+        with pytest.raises(ImageError, match=r"0\.png"):
+            rendered([{"role": "user", "content": bad}])
+
+
 def test_without_pictures_there_are_no_tiles() -> None:
     prompt = rendered("Hi")
     assert (prompt.tiles.shape, prompt.tiles.dtype, prompt.images) == ((0, 3, 28, 28), np.uint8, ())

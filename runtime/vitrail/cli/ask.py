@@ -85,6 +85,12 @@ def ask(
     rotate: Annotated[bool | None, typer.Option("--rotate", help="Follow the EXIF orientation.")] = None,
     system: Annotated[str | None, typer.Option(help="System message instead of the model's own.")] = None,
     deadline: Annotated[float | None, typer.Option(help="Seconds after which the answer is cut off.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="Where requests wait: 0 (first) to 9. [default: 5]", show_default=False)
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Whose request this is; users take turns.", show_default=False)
+    ] = None,
     context: Annotated[
         int | None,
         typer.Option(
@@ -133,6 +139,8 @@ def ask(
         rotate=rotate,
         system=system,
         deadline_s=deadline,
+        priority=priority,
+        user=user,
     )
     if logprobs is not None and not as_json:
         raise OptionError(f"--logprobs {logprobs} shows nothing without --json; add --json")

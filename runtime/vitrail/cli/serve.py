@@ -32,7 +32,16 @@ def serve(
         int | None,
         typer.Option(help="Tokens of prompt and answer together. [default: the export's, at most 8192]"),
     ] = None,
-    prefill_chunk: Annotated[int, typer.Option(help="Prompt tokens of one step.")] = 512,
+    prefill_chunk: Annotated[int, typer.Option(help="Most prompt tokens of one step.")] = 512,
+    tpot_slowdown: Annotated[
+        float,
+        typer.Option(
+            help="How many times longer answers may take per token while prompts are read; inf for no bound."
+        ),
+    ] = 2.0,
+    tpot_target: Annotated[
+        float | None, typer.Option(help="Or milliseconds per token that they may take, on average.")
+    ] = None,
     queue: Annotated[int, typer.Option(help="Answers that may wait before the server says busy.")] = 64,
     deadline: Annotated[float, typer.Option(help="Seconds for a request that names none.")] = 600.0,
     feature_cache: Annotated[
@@ -88,6 +97,8 @@ def serve(
         queue_limit=queue,
         default_deadline_s=deadline,
         prefix_cache=prefix_cache,
+        tpot_slowdown=tpot_slowdown,
+        tpot_target_ms=tpot_target,
     )
     settings = ServingSettings(
         decoder=decoder,
