@@ -19,10 +19,11 @@ from vitrail.decoder import Decoder, Request, Settings
 from vitrail.errors import VitrailError
 from vitrail.features import DEFAULT_LIMIT_BYTES, FeatureCache
 from vitrail.look import Seen, look
+from vitrail.machine import share_threads
 from vitrail.manifest import load_manifest
 from vitrail.options import read_options
 from vitrail.prompt import render
-from vitrail.providers import parse_provider, with_threads
+from vitrail.providers import parse_provider
 from vitrail.session.open import open_decoder, open_vision
 from vitrail.tokenizer import load_tokenizer
 
@@ -84,13 +85,14 @@ class Engine:
         tpot_slowdown: float = Settings.tpot_slowdown,
         tpot_target_ms: float | None = Settings.tpot_target_ms,
         threads: int = 0,
+        vision_threads: int = 0,
         provider: Provider | str = "cpu",
         tiles_per_run: int = 8,
         feature_cache_bytes: int = DEFAULT_LIMIT_BYTES,
     ) -> Self:
         """The engine of an export, with the decoder's `Settings`.
 
-        threads 0: one per core; provider: what computes, such as cuda:0, see `vitrail.providers`; tiles_per_run bounds the vision
+        threads of all sessions together, 0 for every physical core; vision_threads: see share_threads; provider: what computes, such as cuda:0, see `vitrail.providers`; tiles_per_run bounds the vision
         encoder's memory, feature_cache_bytes what is kept of tiles that it has seen. Raises ArtifactError for a
         directory that is no whole export, OptionError for a setting, or for a provider that cannot run here.
         """
@@ -105,13 +107,13 @@ class Engine:
             tpot_target_ms=tpot_target_ms,
         )
         provider = parse_provider(provider) if isinstance(provider, str) else provider
-        provider = with_threads(provider, threads)
+        shares = share_threads(provider, threads, vision_threads)
         path = Path(directory)
         manifest = load_manifest(path, contents=True)
         capacity = settings.capacity(manifest.decoder.context_tokens)
         tokenizer = load_tokenizer(path, manifest.tokenizer)
-        session = open_decoder(path, manifest, provider, slots=slots, capacity=capacity)
-        vision = open_vision(path, manifest, provider, tiles_per_run=tiles_per_run)
+        session = open_decoder(path, manifest, shares.decoder, slots=slots, capacity=capacity)
+        vision = open_vision(path, manifest, shares.vision, tiles_per_run=tiles_per_run)
         decoder = Decoder(session, tokenizer, manifest.tokenizer, settings)
         return cls(
             manifest=manifest,

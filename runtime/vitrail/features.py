@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrail.errors import OptionError
+from vitrail.machine import check_memory
 
 if TYPE_CHECKING:
     from vitrail.core import Float, Uint8
@@ -18,9 +19,10 @@ DEFAULT_LIMIT_BYTES = 256 << 20
 
 
 def check_limit(limit_bytes: int) -> int:
-    """The limit, or OptionError for a negative one."""
+    """The limit, or OptionError for a negative one or one above this machine's memory."""
     if limit_bytes < 0:
         raise OptionError(f"the feature cache's limit is {limit_bytes} bytes; give 0 (off) or more")
+    check_memory("the feature cache", limit_bytes, cure="lower its limit")
     return limit_bytes
 
 

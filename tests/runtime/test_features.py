@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitrail.errors import OptionError
-from vitrail.features import FeatureCache
+from vitrail.features import FeatureCache, check_limit
 
 
 class Counting:
@@ -83,6 +83,11 @@ def test_a_limit_of_zero_turns_it_off():
     cached.encode(tiles(1))
     assert session.runs == [1, 1]
     assert not cached.known(tiles(1))[0]
+
+
+def test_a_limit_above_the_memory_is_refused():
+    with pytest.raises(OptionError, match=r"the feature cache may take 1024\.0 GiB.*; lower its limit"):
+        check_limit(1 << 40)
 
 
 def test_a_negative_limit_is_refused_with_a_cure():

@@ -51,7 +51,10 @@ def serve(
         bool, typer.Option(help="Use again what is still cached of a prompt's beginning.")
     ] = True,
     provider: Annotated[str, typer.Option(help=PROVIDER_HELP)] = "cpu",
-    threads: Annotated[int, typer.Option(help="Of each session; 0 for one per physical core.")] = 0,
+    threads: Annotated[int, typer.Option(help="Of the whole server; 0 for every physical core.")] = 0,
+    vision_threads: Annotated[
+        int, typer.Option(help="How many of them only the vision models use; 0 to share them all.")
+    ] = 0,
     tiles_per_run: Annotated[int, typer.Option(help="Bounds the vision encoder's memory.")] = 8,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate, for TLS on the gRPC port.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM key that belongs to it.")] = None,
@@ -104,6 +107,7 @@ def serve(
         decoder=decoder,
         provider=parse_provider(provider),
         threads=threads,
+        vision_threads=vision_threads,
         tiles_per_run=tiles_per_run,
         feature_cache_bytes=feature_cache << 20,
     )

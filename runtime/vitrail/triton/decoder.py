@@ -26,7 +26,6 @@ from vitrail.decoder import Decoder, Request
 from vitrail.errors import VitrailError
 from vitrail.look import Seen
 from vitrail.metrics import DECODER_SERIES, Series, decoder_readings
-from vitrail.providers import with_threads
 from vitrail.session.open import open_decoder
 from vitrail.tokenizer import Tokenizer, load_tokenizer
 from vitrail.triton.answering import Answering
@@ -84,7 +83,7 @@ def _decoder(served: Served, tokenizer: Tokenizer) -> Decoder:
     session = open_decoder(
         served.artifacts,
         manifest,
-        with_threads(settings.provider, settings.threads),
+        settings.shares.decoder,
         slots=settings.decoder.slots,
         capacity=_capacity(served),
     )

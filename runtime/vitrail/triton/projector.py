@@ -10,7 +10,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from vitrail.client.wire import FEATURES, IMAGE_EMBEDS, PROJECTOR
-from vitrail.providers import with_threads
 from vitrail.session.open import open_vision
 from vitrail.triton.backend import loading, read_input, read_served, response
 from vitrail.triton.batched import run_batch
@@ -29,7 +28,7 @@ class TritonPythonModel:
             self._session = open_vision(
                 served.artifacts,
                 served.manifest,
-                with_threads(served.settings.provider, served.settings.threads),
+                served.settings.shares.vision,
                 tiles_per_run=served.settings.tiles_per_run,
                 stages=(PROJECTOR,),
             )

@@ -14,6 +14,7 @@ from vitrail.client import wire
 from vitrail.decoder import Settings
 from vitrail.errors import InvalidInput, OptionError, ServerError
 from vitrail.features import DEFAULT_LIMIT_BYTES, check_limit
+from vitrail.machine import Shares, share_threads
 from vitrail.manifest import Manifest, load_manifest
 from vitrail.providers import Cpu, Provider, parse_provider, with_threads
 from vitrail.tiling import MAX_TILES
@@ -28,12 +29,14 @@ MODELS = (wire.VISION_ENCODER, wire.PROJECTOR, wire.DECODER, wire.ENSEMBLE)
 class ServingSettings:
     """What a server runs: the decoder's own settings, and how the sessions use the machine.
 
-    provider: what computes; threads: of each session, 0 for one per physical core; tiles_per_run bounds the memory of the vision encoder,
-    feature_cache_bytes what it keeps of the tiles that it has seen.
+    provider: what computes; threads: of all models together, 0 for every physical core; vision_threads: how many of
+    them the vision models have for themselves (see share_threads); tiles_per_run bounds the memory of the vision
+    encoder, feature_cache_bytes what it keeps of the tiles that it has seen.
     """
 
     decoder: Settings = Settings()  # noqa: RUF009  (frozen)
     threads: int = 0
+    vision_threads: int = 0
     tiles_per_run: int = 8
     feature_cache_bytes: int = DEFAULT_LIMIT_BYTES
     provider: Provider = Cpu()  # noqa: RUF009  (frozen)
@@ -43,6 +46,11 @@ class ServingSettings:
         if not 1 <= self.tiles_per_run <= BATCH_TILES:
             raise OptionError(f"tiles_per_run is {self.tiles_per_run}; it must be from 1 to {BATCH_TILES}")
         check_limit(self.feature_cache_bytes)
+
+    @property
+    def shares(self) -> Shares:
+        """Threads of each model, on the machine that asks. Raises OptionError where it has fewer cores."""
+        return share_threads(self.provider, self.threads, self.vision_threads)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"provider": str(self.provider)})

@@ -15,7 +15,6 @@ from vitrail.client.wire import FEATURES, TILES, VISION_ENCODER
 from vitrail.core import Float
 from vitrail.features import FeatureCache
 from vitrail.metrics import FEATURE_SERIES, feature_readings
-from vitrail.providers import with_threads
 from vitrail.session.open import open_vision
 from vitrail.triton.backend import loading, read_input, read_served, response
 from vitrail.triton.batched import run_batch
@@ -34,7 +33,7 @@ class TritonPythonModel:
             session = open_vision(
                 served.artifacts,
                 served.manifest,
-                with_threads(served.settings.provider, served.settings.threads),
+                served.settings.shares.vision,
                 tiles_per_run=served.settings.tiles_per_run,
                 stages=(VISION_ENCODER,),
             )
