@@ -165,8 +165,8 @@ class Decoder:
         batch = self._schedule()
         if batch is None:
             return False
-        for sequence, logits in self._forward(batch):
-            self._emit(sequence, logits)
+        for sequence, found in self._forward(batch):
+            self._emit(sequence, found)
         self._vacate()
         return True
 
@@ -267,14 +267,16 @@ class Decoder:
         held = [(other.slot, other.held) for other in self._active]
         return longest_reusable([*held, *kept.items(), (row.slot, NOTHING)], row.keys)
 
-    def _forward(self, batch: Batch) -> Iterator[tuple[Sequence, Float]]:
-        """The sequences that get a token and their logits [vocab].
+    def _forward(self, batch: Batch) -> Iterator[tuple[Sequence, int | Float]]:
+        """The sequences that get a token: the token, or their logits [vocab].
 
         A batch that fails is run again row by row, so that only the requests that fail alone end.
         """
         began_s = self._clock()
         try:
-            logits = self._session.forward(to_step(batch, self._session))
+            found = self._session.sample(
+                to_step(batch, self._session), [row.plan() for row in batch.answered]
+            )
         except Exception:
             log.exception("a forward pass over %d rows failed", len(batch.rows))
             yield from self._retry(batch)
@@ -283,7 +285,7 @@ class Decoder:
         for row in batch.rows:
             row.advance(batch.new_tokens)
         self._totals.count(batch)
-        yield from zip(batch.answered, logits, strict=True)
+        yield from zip(batch.answered, found, strict=True)
 
     def _measure(self, batch: Batch, seconds: float) -> None:
         if isinstance(batch, Prefill):
@@ -291,16 +293,16 @@ class Decoder:
         else:
             self._pace.wrote(seconds)
 
-    def _retry(self, batch: Batch) -> Iterator[tuple[Sequence, Float]]:
+    def _retry(self, batch: Batch) -> Iterator[tuple[Sequence, int | Float]]:
         if isinstance(batch, Decode) and len(batch.rows) > 1:
             for part in batch.split():
                 yield from self._forward(part)
         else:
             batch.rows[0].job.fail(ServerError(FAILED))
 
-    def _emit(self, sequence: Sequence, logits: Float) -> None:
+    def _emit(self, sequence: Sequence, found: int | Float) -> None:
         try:
-            delta = sequence.accept(logits)
+            delta = sequence.accept(found)
         except VitrailError as error:
             log.info("request %s failed: %s", sequence.job.request.id, error)
             sequence.job.fail(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 
 LOWEST_TEMPERATURE = 1e-6  # below it float32 logits differ by more than exp can tell: greedy in effect
 NUCLEUS_GUESSES = (256, 4096)  # a nucleus is nearly always this small, and sorting a vocabulary is slow
+
+
+class Draw(NamedTuple):
+    """How a token is drawn from its logits: greedily at temperature 0; else by `uniform`, from [0, 1), among what top_k
+    (0: all), top_p and min_p leave. The same uniform draws the same token wherever it is done.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    uniform: float = 0.0
 
 
 class Sampler:
@@ -37,6 +49,22 @@ class Sampler:
         penalized = options.repetition_penalty != 1.0
         self._prompt_ids = np.unique(np.fromiter(prompt_ids if penalized else (), np.int64))
         self._answer_ids: list[int] = []
+        self._uniform: float | None = None
+
+    def plan(self) -> Draw | None:
+        """How the next token can be drawn without this sampler, for `take`; None where only `sample` can.
+
+        The same until a token is taken or sampled: whoever fails to draw it leaves no trace.
+        """
+        options = self._options
+        if self._penalizes or options.logprobs is not None:
+            return None
+        return Draw(options.temperature, options.top_k, options.top_p, options.min_p, self._next_uniform())
+
+    def take(self, token_id: int) -> None:
+        """Go on behind a token that was drawn as planned."""
+        self._answer_ids.append(token_id)
+        self._uniform = None
 
     def sample(self, logits: Float) -> tuple[int, TokenLogprob | None]:
         """The next token of float32 logits [vocab]. Raises ServerError where the logits are not finite."""
@@ -44,16 +72,27 @@ class Sampler:
             raise ServerError("the model's logits are not finite; export it at a higher precision")
         scores = self._penalize(logits)
         greedy = self._options.temperature == 0
-        token_id = int(np.argmax(scores)) if greedy else draw(scores, self._options, self._random)
-        self._answer_ids.append(token_id)
+        token_id = int(np.argmax(scores)) if greedy else draw(scores, self._options, self._next_uniform())
+        self.take(token_id)
         top = self._options.logprobs
         return token_id, None if top is None else log_probability(logits, token_id, top=top)
 
+    @property
+    def _penalizes(self) -> bool:
+        options = self._options
+        penalties = (options.repetition_penalty, options.presence_penalty, options.frequency_penalty)
+        return penalties != (1.0, 0.0, 0.0)
+
+    def _next_uniform(self) -> float:
+        if self._uniform is None:
+            self._uniform = 0.0 if self._options.temperature == 0 else self._random.random()
+        return self._uniform
+
     def _penalize(self, logits: Float) -> Float:
+        if not self._penalizes:
+            return logits
         options = self._options
         repetition, presence = options.repetition_penalty, options.presence_penalty
-        if (repetition, presence, options.frequency_penalty) == (1.0, 0.0, 0.0):
-            return logits
         counts = np.bincount(np.asarray(self._answer_ids, np.int64), minlength=logits.size)
         seen = counts > 0
         held = seen.copy()
@@ -63,17 +102,17 @@ class Sampler:
         return scores - (options.frequency_penalty * counts + presence * seen).astype(logits.dtype)
 
 
-def draw(scores: Float, options: GenerateOptions, random: np.random.Generator) -> int:
+def draw(scores: Float, options: GenerateOptions | Draw, uniform: float) -> int:
     """One id of scores [vocab] at temperature > 0, among those that the filters leave."""
     weights: Float = np.exp((scores - scores.max()) / max(options.temperature, LOWEST_TEMPERATURE))
     ids = _candidates(weights, options)
     mass = np.cumsum(weights if ids is None else weights[ids], dtype=np.float64)
-    place = np.searchsorted(mass, random.random() * mass[-1], side="right")
+    place = np.searchsorted(mass, uniform * mass[-1], side="right")
     place = min(place, np.searchsorted(mass, mass[-1]))
     return int(place if ids is None else ids[place])
 
 
-def _candidates(weights: Float, options: GenerateOptions) -> Int64 | None:
+def _candidates(weights: Float, options: GenerateOptions | Draw) -> Int64 | None:
     """The ids that top_k, top_p and min_p leave of weights [vocab] (the largest is 1); None for all."""
     ids = None
     if options.top_k:

@@ -18,11 +18,12 @@ from vitrail.stream import TextStream
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vitrail.core import FinishReason, Float
+    from vitrail.core import FinishReason, Float, TokenLogprob
     from vitrail.errors import VitrailError
     from vitrail.kv import Keys, Seat
     from vitrail.manifest import TokenizerContract
     from vitrail.request import Request
+    from vitrail.sample import Draw
     from vitrail.splice import PromptEmbeds
     from vitrail.tokenizer import Tokenizer
 
@@ -198,9 +199,13 @@ class Sequence:
         if self.cached_tokens >= self.prompt_tokens:
             self.prompt = None
 
-    def accept(self, logits: Float) -> Delta:
-        """Sample the next token from logits [vocab]: what it adds to the answer."""
-        token_id, logprob = self._sampler.sample(logits)
+    def plan(self) -> Draw | None:
+        """How a session may draw the next token; None where it is to give the logits."""
+        return self._sampler.plan()
+
+    def accept(self, found: int | Float) -> Delta:
+        """The next token, drawn as planned, or to be sampled from logits [vocab]: what it adds to the answer."""
+        token_id, logprob = self._drawn(found)
         self.tokens.append(token_id)
         self.job.count_token()
         if token_id in self._stop_ids:
@@ -209,6 +214,12 @@ class Sequence:
         delta = Delta(self.index, text, (token_id,), () if logprob is None else (logprob,))
         last = self._text.stopped or len(self.tokens) == self.job.limit
         return self._close(delta, "length") if last else delta
+
+    def _drawn(self, found: int | Float) -> tuple[int, TokenLogprob | None]:
+        if isinstance(found, int):
+            self._sampler.take(found)
+            return found, None
+        return self._sampler.sample(found)
 
     def finish(self, reason: FinishReason) -> Delta:
         """The last delta where the answer ends here, keeping what there is of it."""

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vitrail.core import Float, Int32, Int64, Uint8
+    from vitrail.sample import Draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,23 @@ class DecoderSession(Protocol):
     def forward(self, step: Step) -> Float:
         """Run one step, write the cache in place; float32 logits [m, vocab]."""
         ...
+
+    def sample(self, step: Step, draws: Sequence[Draw | None]) -> Sequence[int | Float]:
+        """As forward, but each of the m logits is answered by the token that its draw draws; or by the logits [vocab]
+        themselves, where the draw is None and where the session cannot.
+        """
+        ...
+
+
+class OnHost:
+    """For sessions that draw no tokens: logits are sampled where they arrive."""
+
+    def forward(self, step: Step) -> Float:
+        raise NotImplementedError
+
+    def sample(self, step: Step, draws: Sequence[Draw | None]) -> Sequence[int | Float]:
+        del draws
+        return list(self.forward(step))
 
 
 class VisionSession(Protocol):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail.session import OnHost
 from vitrail.session.contract import (
     LENGTHS,
     STAGES,
@@ -21,8 +22,9 @@ from vitrail.session.contract import (
     check_vision,
     lengths,
 )
-from vitrail.session.cuda_buffers import Buffers, Device, Port
+from vitrail.session.cuda_buffers import Buffers, Device
 from vitrail.session.cuda_driver import LibCuda, Rows
+from vitrail.session.cuda_memory import Port
 from vitrail.session.inference import check_cuda, open_session, run_bound
 from vitrail.session.table import open_table
 from vitrail.session.trt_steps import Block, chunks, covering, distinct_rows, widened
@@ -102,7 +104,7 @@ class OrtCudaVision:
         return work.take(target.name, shape).copy()
 
 
-class OrtCudaDecoder:
+class OrtCudaDecoder(OnHost):
     """DecoderSession: the language model, its KV cache on the device, one buffer per layer and kind, written in place.
 
     The embedding table stays in the host's memory: a step needs a row per token, which one upload brings, and the table

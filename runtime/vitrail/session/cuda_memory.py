@@ -99,7 +99,7 @@ class Regions:
     def __init__(self, driver: Driver, ports: Sequence[Port], resident_bytes: Mapping[str, int]) -> None:
         passing = region_bytes(ports)
         self.driver, self.stream = driver, driver.open_stream()
-        self._dtypes = {port.name: port.dtype for port in ports}
+        self.dtypes = {port.name: port.dtype for port in ports}
         self._arena = Arena(driver, {**passing, **resident_bytes}, stream=self.stream)
         self._staging = Staging(driver, passing)
 
@@ -108,14 +108,14 @@ class Regions:
 
     def put(self, name: str, array: Array) -> None:
         """Queue an input's way to the beginning of its region. What was put there before must have arrived."""
-        staged = self._staging.array(name, array.shape, self._dtypes[name])
+        staged = self._staging.array(name, array.shape, self.dtypes[name])
         staged[...] = array
         if staged.size:
             self.stream.upload(self.address(name), staged)
 
     def take(self, name: str, shape: tuple[int, ...], *, first_row: int = 0) -> Array:
         """Rows of an output from first_row on, once all that is queued has ended; a view until the next `take` of it."""
-        staged = self._staging.array(name, shape, self._dtypes[name])
+        staged = self._staging.array(name, shape, self.dtypes[name])
         if staged.size:
             row_bytes = prod(shape[1:]) * staged.itemsize
             self.stream.download(staged, self.address(name) + first_row * row_bytes)

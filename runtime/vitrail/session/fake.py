@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrail.core import Text, Visual
+from vitrail.session import OnHost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ IMAGE_CONTEXT_ID = 299
 STOP_ID = 298
 
 
-class FakeDecoder:
+class FakeDecoder(OnHost):
     """A DecoderSession whose logits depend on every cached embedding of their row and on its position.
 
     What was never written is NaN, and so are the logits that read it.

@@ -11,7 +11,7 @@ import numpy as np
 from vitrail.core import Float, Int32, Uint8
 from vitrail.manifest import Manifest
 from vitrail.providers import Cpu
-from vitrail.session import Step
+from vitrail.session import OnHost, Step
 from vitrail.session.contract import (
     STAGES,
     check_capacity,
@@ -67,7 +67,7 @@ class OrtVision:
         return np.concatenate([session.run(None, {name: batch[i : i + self.tiles_per_run]})[0] for i in runs])
 
 
-class OrtDecoder:
+class OrtDecoder(OnHost):
     """DecoderSession: the language model and its KV cache, one buffer per layer, written in place by IOBinding.
 
     The cache is allocated without being touched: memory is used as tokens arrive, at most

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrail.errors import ArtifactError, InvalidInput, OptionError
+from vitrail.session import OnHost
 from vitrail.session.contract import STAGES, check_capacity, check_features, check_tiles
 from vitrail.session.cuda_driver import LibCuda, Rows
 from vitrail.session.cuda_memory import ALIGNMENT, Port
@@ -109,7 +110,7 @@ def _vision_ports(manifest: Manifest, record: EngineRecord) -> tuple[Port, Port]
     return Port("features", record.dtype, encoded), Port("embeds", record.dtype, embeds)
 
 
-class TrtDecoder:
+class TrtDecoder(OnHost):
     """DecoderSession: the decoder's engine and its KV cache, one buffer per layer and kind, written in place.
 
     Every slot holds as many tokens as the engine was built for; `capacity` of them are used. The engine's profiles are
