@@ -12,7 +12,7 @@ from tests.repository.collector import collecting
 from vitrail.core import Report, Timings
 from vitrail.errors import OptionError
 from vitrail.metrics import ANSWERS, FEATURE_HITS, LIVE, TTFT, Ending
-from vitrail.triton.metering import Families, Meter, Unmetered, open_meter
+from vitrail.triton.metering import SAMPLE, Families, Meter, Unmetered, open_meter
 from vitrail.triton.options import ServerOptions, command
 from vitrail.triton.processes import Stub, wait_until
 from vitrail.triton.pulse import VARIABLE, Counted, Work, keep_pulse, read_pulse
@@ -73,6 +73,15 @@ def test_counts_are_added_up_observations_are_not_and_totals_grow_by_what_is_new
     assert backend.value("observe", TTFT, model_name="m") == 0.5
     assert backend.value("increment", FEATURE_HITS, model_name="m") == 9
     assert backend.value("set", LIVE, model_name="m") == 2
+
+
+def test_of_very_many_observations_a_histogram_gets_an_even_sample():
+    backend = Backend()
+    meter = Meter(Families(backend, (TTFT,), model_name="m"), read=dict, interval_s=60)
+    for value in range(10_000):
+        meter.add(TTFT, value)
+    meter.close()
+    assert backend.value("observe", TTFT, model_name="m") / SAMPLE == pytest.approx(5000, rel=0.3)
 
 
 def test_series_are_there_from_the_start_with_all_their_labels():
