@@ -1,0 +1,163 @@
+"""`vitrail plan`: what fits a memory, before anything is built."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from enum import Enum
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitrail.cli.terminal import command
+from vitrail.manifest import FILENAME, load_manifest
+from vitrail.plan.machine import memory_limit_bytes
+from vitrail.plan.memory import KINDS, Plan, plan_memory
+from vitrail.plan.model import Load, Model, model_of
+from vitrail.plan.propose import TILE_LIMITS, Proposal, propose
+from vitrail.plan.size import parse_size, show_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vitrail_export.exporter import ExportOptions
+
+SHOWN_TILES = (13, 4, 1)
+_UNKNOWN_MEMORY = 1 << 62
+
+
+class TargetName(str, Enum):
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+    jetson = "jetson"
+
+
+@command(extra="export")
+def plan(
+    *,
+    source: Annotated[
+        str,
+        typer.Argument(help="An export, a checkpoint (its config.json is enough), or a published model."),
+    ],
+    memory: Annotated[
+        str | None, typer.Option(help="Such as 8GiB: a GPU's, or a Jetson's. [default: this machine's]")
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 4096,
+    streams: Annotated[int, typer.Option(help="Answers that are written at once.")] = 1,
+    target: Annotated[TargetName, typer.Option(help="What it is served on.")] = TargetName.cpu,
+    tiles_per_run: Annotated[
+        int | None, typer.Option(help="Tiles that the vision encoder takes at once. [default: what fits]")
+    ] = None,
+    prefill_chunk: Annotated[int, typer.Option(help="Prompt tokens of one step.")] = 512,
+    feature_cache: Annotated[int, typer.Option(help="MiB of visual features that are kept.")] = 256,
+) -> None:
+    """Tell what fits a memory: weights, KV cache, activations, workspace; a table, then one JSON line."""
+    memory_bytes = parse_size(memory) if memory else memory_limit_bytes() or _UNKNOWN_MEMORY
+    load = Load(
+        slots=streams,
+        context_tokens=context,
+        prefill_chunk=prefill_chunk,
+        feature_cache_bytes=feature_cache << 20,
+    )
+    models = _models(source, target.value)
+    shown, limits = ((tiles_per_run,), (tiles_per_run,)) if tiles_per_run else (SHOWN_TILES, TILE_LIMITS)
+    plans = [
+        plan_memory(model, replace(load, tiles_per_run=tiles), target=target.value)
+        for model, tiles in product(models, shown)
+    ]
+    best = propose(models, load, target=target.value, memory_bytes=memory_bytes, tile_limits=limits)
+    for line in _table(plans, memory_bytes):
+        typer.echo(line)
+    typer.echo(_advice(best, load))
+    typer.echo(json.dumps(_record(plans, best, memory_bytes)))
+
+
+def _models(source: str, target: str) -> list[Model]:
+    """An export as it is, or what can be made of a checkpoint, the most precise first."""
+    path = Path(source)
+    if (path / FILENAME).is_file():
+        return [model_of(load_manifest(path))]
+    from vitrail_export.sizes import find_source, sized  # noqa: PLC0415
+
+    found = find_source(source)
+    return [sized(found, options) for options in _exports(target)]
+
+
+def _exports(target: str) -> list[ExportOptions]:
+    """What `vitrail export` can make for a target, the most precise first."""
+    from vitrail_export.exporter import ExportOptions  # noqa: PLC0415
+
+    if target == "cpu":
+        return [
+            ExportOptions(precision="int8"),
+            ExportOptions(precision="int4"),
+            ExportOptions(precision="int4", vision_precision="int8"),
+        ]
+    dialect: Any = "ort" if target == "cuda" else "standard"
+    precisions: tuple[Any, ...] = ("float16", "int8", "int4")
+    return [
+        ExportOptions(precision=precision, vision_precision="float16", activations="float16", dialect=dialect)
+        for precision in precisions
+    ]
+
+
+def _table(plans: Sequence[Plan], memory_bytes: int) -> list[str]:
+    first = plans[0]
+    where = "" if first.place == "host" else " of GPU memory"
+    given = "" if memory_bytes == _UNKNOWN_MEMORY else f" in {show_size(memory_bytes)}{where}"
+    head = f"{first.model.name} on {first.target}{given}: {first.load.slots} x {first.load.context_tokens} tokens"
+    columns = ["decoder", "vision", "tiles", *KINDS, "total", "fits"]
+    rows = [columns, *(_row(plan, memory_bytes) for plan in plans)]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(columns))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [head, *lines]
+
+
+def _row(plan: Plan, memory_bytes: int) -> list[str]:
+    model, load = plan.model, plan.load
+    sizes = [show_size(size) if size else "-" for size in (*plan.by_kind.values(), plan.total_bytes)]
+    fits = "yes" if plan.total_bytes <= memory_bytes else "no"
+    return [model.decoder.precision, model.vision.precision, str(load.tiles_per_run), *sizes, fits]
+
+
+def _advice(best: Proposal | None, load: Load) -> str:
+    if best is None:
+        return "nothing fits: take a smaller model or more memory"
+    model, chosen = best.plan.model, best.plan.load
+    asked = (chosen.slots, chosen.context_tokens) == (load.slots, load.context_tokens)
+    less = "" if asked else f" (less than the {load.slots} x {load.context_tokens} asked)"
+    return (
+        f"best: decoder {model.decoder.precision}, vision {model.vision.precision}, --tiles-per-run {chosen.tiles_per_run} "
+        f"--slots {chosen.slots} --context {chosen.context_tokens}{less}, {show_size(best.plan.total_bytes)}; "
+        f"room for {best.most_slots} slots, or a context of {best.most_context_tokens}"
+    )
+
+
+def _record(plans: Sequence[Plan], best: Proposal | None, memory_bytes: int) -> dict[str, Any]:
+    return {
+        "model": plans[0].model.name,
+        "target": plans[0].target,
+        "memory_bytes": None if memory_bytes == _UNKNOWN_MEMORY else memory_bytes,
+        "plans": [_fields(plan) | {"fits": plan.total_bytes <= memory_bytes} for plan in plans],
+        "best": best
+        and _fields(best.plan)
+        | {"most_slots": best.most_slots, "most_context_tokens": best.most_context_tokens},
+    }
+
+
+def _fields(plan: Plan) -> dict[str, Any]:
+    model, load = plan.model, plan.load
+    return {
+        "decoder": model.decoder.precision,
+        "vision": model.vision.precision,
+        "kv_cache": model.decoder.cache_dtype,
+        "slots": load.slots,
+        "context_tokens": load.context_tokens,
+        "tiles_per_run": load.tiles_per_run,
+        **{f"{kind.replace(' ', '_')}_bytes": size for kind, size in plan.by_kind.items()},
+        "total_bytes": plan.total_bytes,
+        "host_bytes": plan.host_bytes,
+    }

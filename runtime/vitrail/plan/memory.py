@@ -1,0 +1,181 @@
+"""What a model takes under a load on a target: weights, KV cache, activations, pictures, workspace, processes.
+
+For `cpu` the constants were measured (docs/plan.md compares the sums with real processes). For GPUs weights, KV cache and
+pictures are counted exactly; activations are counted from the shapes; workspace and processes are allowances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from vitrail.plan.model import STAGES, Load, Model, Target
+from vitrail.plan.size import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vitrail.manifest import Stage
+
+Kind: TypeAlias = Literal["weights", "kv cache", "activations", "pictures", "workspace", "processes"]
+KINDS: tuple[Kind, ...] = ("weights", "kv cache", "activations", "pictures", "workspace", "processes")
+Place: TypeAlias = Literal["host", "device"]
+
+# Measured on ONNX Runtime 1.31, resident memory after loading over the size of the files: half precision is widened to
+# float32 and kept beside it, integer weights are packed with their scales and sums.
+_CPU_WEIGHTS = {"float32": 1.0, "float16": 2.4, "int8": 1.02, "int4": 1.1}
+_CPU_SESSION_BYTES = 8 * MIB
+_CPU_PROCESS_BYTES = 80 * MIB  # Python, numpy, onnxruntime, the tokenizer
+_CPU_STUB_BYTES = 95 * MIB  # the same inside the python backend, with its shared memory
+_STUBS = 3
+_SERVER_BYTES = 70 * MIB
+
+# Allowances: nothing of these has been measured here.
+_GPU_CONTEXT_BYTES = 512 * MIB  # of each process that computes: driver, kernels
+_GPU_WORKSPACE_BYTES = 64 * MIB  # of each session: scratch of matrix products
+_GPU_HOST_BYTES = 512 * MIB  # of each process that computes: its libraries
+_JETSON_SYSTEM_BYTES = 1536 * MIB  # of the memory that the GPU shares: the system, and what it sets aside
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    kind: Kind
+    part: str
+    size_bytes: int
+    place: Place = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is taken, item by item. A Jetson's GPU has no memory of its own: all of it is counted together."""
+
+    model: Model
+    load: Load
+    target: Target
+    items: tuple[Item, ...]
+
+    @property
+    def place(self) -> Place:
+        """Where memory runs out first."""
+        return "host" if self.target in ("cpu", "jetson") else "device"
+
+    @property
+    def total_bytes(self) -> int:
+        """At `place`."""
+        return sum(item.size_bytes for item in self._counted)
+
+    @property
+    def host_bytes(self) -> int:
+        """Of the machine, beside a GPU's own."""
+        return sum(item.size_bytes for item in self.items if self._place(item) == "host")
+
+    @property
+    def by_kind(self) -> dict[Kind, int]:
+        """Of `total_bytes`, in the order of KINDS."""
+        return {kind: sum(item.size_bytes for item in self._counted if item.kind == kind) for kind in KINDS}
+
+    @property
+    def _counted(self) -> tuple[Item, ...]:
+        return tuple(item for item in self.items if self._place(item) == self.place)
+
+    def _place(self, item: Item) -> Place:
+        return "host" if self.target == "jetson" else item.place
+
+
+def plan_memory(model: Model, load: Load, *, target: Target = "cpu", server: bool = True) -> Plan:
+    """The most that is taken while every slot is full. server: Triton with its processes, else one process."""
+    on_cpu = target == "cpu"
+    items = [
+        *_weights(model, on_cpu=on_cpu),
+        Item(
+            "kv cache",
+            "decoder",
+            load.slots * load.context_tokens * model.decoder.kv_bytes_per_token,
+            "host" if on_cpu else "device",
+        ),
+        *_activations(model, load, on_cpu=on_cpu),
+        *_pictures(model, load, on_cpu=on_cpu, server=server),
+        *(_cpu_processes(server=server) if on_cpu else _gpu_processes(target, server=server)),
+    ]
+    return Plan(model, load, target, tuple(items))
+
+
+def _weights(model: Model, *, on_cpu: bool) -> Iterator[Item]:
+    """A CPU maps the embedding table and reads the rows that it needs; so does the host of a GPU."""
+    precision: dict[Stage, str] = {
+        "vision_encoder": model.vision.precision,
+        "projector": model.vision.dtype,
+        "decoder": model.decoder.precision,
+    }
+    for stage in STAGES:
+        size = model.weights_bytes[stage]
+        if on_cpu:
+            yield Item("weights", stage, int(size * _CPU_WEIGHTS[precision[stage]]) + _CPU_SESSION_BYTES)
+        else:
+            yield Item("weights", stage, size, "device")
+    if not on_cpu:
+        yield Item("weights", "token_embeddings", model.table_bytes)
+
+
+def _activations(model: Model, load: Load, *, on_cpu: bool) -> Iterator[Item]:
+    """What lives at once where most does, in elements of the graph's dtype (a CPU computes in float32).
+
+    Vision encoder: 13 tensors as wide as the stream, and as many again of its MLP, whose memory a CPU's attention takes
+    for its scores, [heads, positions, positions] of each tile. Decoder: 9 tensors as wide as the MLP for a chunk of a prompt.
+    """
+    place: Place = "host" if on_cpu else "device"
+    vision_bytes = 4 if on_cpu or model.vision.dtype == "float32" else 2
+    tiles = 1 if model.vision.precision == "int8" and on_cpu else load.tiles_per_run
+    stream = model.positions * model.vision_size
+    scores = model.vision_heads * model.positions**2 if on_cpu else 0
+    elements = tiles * (13 * stream + max(13 * stream, scores))
+    yield Item("activations", "vision_encoder", elements * vision_bytes, place)
+    row = 2 * model.vision.feature_size + model.decoder.hidden_size
+    yield Item("activations", "projector", tiles * model.vision.tokens_per_tile * row * vision_bytes, place)
+    decoder_bytes = 4 if on_cpu or model.decoder.dtype == "float32" else 2
+    tokens = max(min(load.prefill_chunk, load.context_tokens), load.slots)
+    mlp = 9 * tokens * model.intermediate_size * decoder_bytes
+    logits = 2 * load.slots * model.decoder.vocab_size * 4
+    scores = _standard_scores(model, load, tokens)
+    yield Item("activations", "decoder", mlp + logits + scores * decoder_bytes, place)
+
+
+def _standard_scores(model: Model, load: Load, tokens: int) -> int:
+    """Attention of the standard dialect keeps its scores; ONNX Runtime's fused one works in blocks."""
+    if model.decoder.dialect == "ort":
+        return 0
+    heads = model.decoder.hidden_size // model.decoder.head_dim
+    return heads * tokens * load.context_tokens
+
+
+def _pictures(model: Model, load: Load, *, on_cpu: bool, server: bool) -> Iterator[Item]:
+    """What is on its way between the models for one picture of the most tiles; what each slot's request holds, its embeds
+    and in one process also its pixels as they are cut; features that are kept of tiles that were seen.
+    """
+    tiles, tokens = model.tiles_per_picture, model.vision.tokens_per_tile
+    element = 4 if model.vision.dtype == "float32" else 2
+    pixels, features = 3 * model.vision.tile_size**2, tokens * model.vision.feature_size * element
+    embeds = tokens * model.decoder.hidden_size * element
+    yield Item("pictures", "on their way", tiles * (pixels + 2 * features + embeds))
+    held = embeds if server else embeds + 4 * pixels + features
+    yield Item("pictures", "of each slot", load.slots * tiles * held)
+    if load.feature_cache_bytes and (on_cpu or not server):  # Triton's own backends keep none
+        yield Item("pictures", "feature cache", load.feature_cache_bytes)
+    if not on_cpu:
+        yield Item("pictures", "of a run", load.tiles_per_run * (pixels + features + embeds), "device")
+
+
+def _cpu_processes(*, server: bool) -> Iterator[Item]:
+    if server:
+        yield Item("processes", "tritonserver", _SERVER_BYTES)
+    yield Item("processes", "python", _STUBS * _CPU_STUB_BYTES if server else _CPU_PROCESS_BYTES)
+
+
+def _gpu_processes(target: Target, *, server: bool) -> Iterator[Item]:
+    """Triton's own backends run both vision models in the server's process, the decoder has its own."""
+    processes = 2 if server else 1
+    yield Item("workspace", target, len(STAGES) * _GPU_WORKSPACE_BYTES, "device")
+    yield Item("processes", "contexts", processes * _GPU_CONTEXT_BYTES, "device")
+    yield Item("processes", "host", processes * _GPU_HOST_BYTES)
+    if target == "jetson":
+        yield Item("processes", "system", _JETSON_SYSTEM_BYTES)

@@ -1,0 +1,93 @@
+"""What of a model and of its settings decides how much memory it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from vitrail.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vitrail.manifest import DecoderContract, Manifest, Stage, VisionContract
+
+# What a model is served on. cuda: ONNX Runtime, tensorrt: engines, both with memory of their own; jetson: engines, in the
+# memory that the GPU shares with the system.
+Target: TypeAlias = Literal["cpu", "cuda", "tensorrt", "jetson"]
+TARGETS: tuple[Target, ...] = ("cpu", "cuda", "tensorrt", "jetson")
+
+STAGES: tuple[Stage, ...] = ("vision_encoder", "projector", "decoder")
+# Patches along one side of a visual token, and channels of one attention head: the same in all published InternVL.
+_SHUFFLE, _VISION_HEAD_DIM = 2, 64
+_WEIGHT_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}
+_SCALE_BLOCK = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """weights_bytes: of each stage as exported; table_bytes: of the embedding table; tiles_per_picture: the most that
+    one picture makes, its thumbnail included.
+    """
+
+    name: str
+    vision: VisionContract
+    decoder: DecoderContract
+    weights_bytes: Mapping[Stage, int]
+    table_bytes: int
+    vision_heads: int
+    intermediate_size: int
+    tiles_per_picture: int
+
+    @property
+    def positions(self) -> int:
+        """Of one tile in the vision encoder: patches and the class token."""
+        return self.vision.tokens_per_tile * _SHUFFLE**2 + 1
+
+    @property
+    def vision_size(self) -> int:
+        return self.vision.feature_size // _SHUFFLE**2
+
+
+def model_of(manifest: Manifest) -> Model:
+    """From an export, by the sizes of its files."""
+    sizes = {name: artifact.size_bytes for name, artifact in manifest.artifacts.items()}
+    table = [name for name in sizes if name.startswith("token_embedding")]
+    return Model(
+        name=manifest.name,
+        vision=manifest.vision,
+        decoder=manifest.decoder,
+        weights_bytes={stage: sizes[stage] + sizes.get(f"{stage}.onnx.data", 0) for stage in STAGES},
+        table_bytes=sum(sizes[name] for name in table),
+        vision_heads=max(1, manifest.vision.feature_size // _SHUFFLE**2 // _VISION_HEAD_DIM),
+        intermediate_size=_intermediate_size(manifest.decoder, sizes["decoder.onnx.data"]),
+        tiles_per_picture=manifest.prompt.max_tiles + manifest.prompt.thumbnail,
+    )
+
+
+def _intermediate_size(decoder: DecoderContract, size_bytes: int) -> int:
+    """The width of the MLP, which no manifest tells: what the other matrices leave of the weights' bytes."""
+    element = 4 if decoder.dtype == "float32" else 2
+    scale = element / _SCALE_BLOCK if decoder.precision in ("int8", "int4") else 0.0
+    per_weight = _WEIGHT_BYTES[decoder.precision] + scale
+    head = 1 + scale if "lm_head" in decoder.sensitive else per_weight
+    hidden, rope = decoder.hidden_size, decoder.context_tokens * decoder.head_dim * element
+    left = size_bytes - rope - hidden * decoder.vocab_size * head
+    attention = 2 * hidden * (hidden + decoder.kv_heads * decoder.head_dim)
+    return max(hidden, round((left / per_weight / decoder.layers - attention) / (3 * hidden)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How much is taken on at once; the fields are those of `vitrail.decoder.Settings` and of a server's settings."""
+
+    slots: int
+    context_tokens: int
+    prefill_chunk: int = 512
+    tiles_per_run: int = 8
+    feature_cache_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "context_tokens", "prefill_chunk", "tiles_per_run"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1")
