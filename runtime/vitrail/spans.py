@@ -105,6 +105,7 @@ def _identity(asked: Asked) -> dict[str, Value]:
 
 
 def _usage(report: Report, reasons: tuple[str, ...]) -> dict[str, Value]:
+    tiles = sum(image.tiles for image in report.images)  # a plain question does not describe its pictures
     return {
         "gen_ai.response.finish_reasons": reasons,
         "gen_ai.usage.input_tokens": report.prompt_tokens,
@@ -112,8 +113,8 @@ def _usage(report: Report, reasons: tuple[str, ...]) -> dict[str, Value]:
         "gen_ai.usage.cache_read.input_tokens": report.reused_tokens,
         "vitrail.time_to_first_token": (report.timings.ttft_ms - report.timings.preprocess_ms) / 1000,
         "vitrail.client_preprocess_time": report.timings.preprocess_ms / 1000,
-        "vitrail.tiles": sum(image.tiles for image in report.images),
         "vitrail.reused_tiles": report.reused_tiles,
+        **({"vitrail.tiles": tiles} if tiles else {}),
     }
 
 
