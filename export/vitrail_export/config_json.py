@@ -228,6 +228,9 @@ def _rope_theta(fields: Fields) -> float:
     for name in ("rope_scaling", "rope_parameters"):
         scaling = fields.section(name)
         key = "rope_type" if scaling.has("rope_type") else "type"
+        plain = set(scaling.values) <= {"rope_theta", "partial_rotary_factor", "type", "rope_type"}
+        if not plain and not scaling.has(key):  # a factor, say: of which rope?
+            raise scaling.refused("rope_type", '"default", "dynamic"')
         scaling.choice(key, "default", ["default", "dynamic"])
         scaling.choice("partial_rotary_factor", 1.0, [1.0])
     fields.choice("rope_pos_id_version", "default", ["default"])

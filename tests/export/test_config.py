@@ -242,6 +242,8 @@ def test_the_preprocessor_may_say_another_mean_and_deviation(copied, file, field
         ({"llm_config__layer_types": ["full_attention", "sliding_attention"]}, "layer_types is .*full_attention in every layer"),
         ({"llm_config__rope_scaling": {"type": "linear", "factor": 2.0}}, 'rope_scaling.type is "linear"; supported: "default", "dynamic"'),
         ({"llm_config__rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 'rope_scaling.rope_type is "yarn"'),
+        ({"llm_config__rope_scaling": {"factor": 4.0}}, 'rope_scaling.rope_type is null; supported: "default", "dynamic"'),
+        ({"llm_config__rope_parameters": {"factor": 4.0, "rope_theta": 1e6}}, "rope_parameters.rope_type is null"),
         ({"llm_config__rope_parameters": {"rope_type": "llama3"}}, 'rope_parameters.rope_type is "llama3"'),
         ({"llm_config__rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"llm_config__rope_pos_id_version": "v2pe_fix"}, 'rope_pos_id_version is "v2pe_fix"'),
