@@ -15,6 +15,7 @@ import torch
 
 from demo.recipe import curves, train_joint, train_text, train_vision
 from demo.recipe.convert import convert, trained
+from demo.recipe.grow import grow
 from demo.recipe.loop import Stage, run
 
 TRAINING, CHECKPOINT, CURVES = Path("models/demo-training"), Path("demo/checkpoint"), Path("demo/curves.png")
@@ -77,7 +78,9 @@ def _stage(directory: Path, part: Part) -> Stage:
         return train_vision.stage()
     if part.stage == "text":
         eyes = train_text.Eyes(directory / "vision.pt") if part.eyes else None
-        return train_text.stage(eyes=eyes, most_tiles=part.most_tiles)
+        stage = train_text.stage(eyes=eyes, most_tiles=part.most_tiles)
+        grow(stage, directory / "text.pt")
+        return stage
     return train_joint.stage(directory, most_tiles=part.most_tiles)
 
 

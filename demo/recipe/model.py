@@ -17,6 +17,8 @@ from demo.recipe.attend import attend
 from demo.recipe.vision import VisionModel
 
 ROPE_THETA = 10000.0
+# The watched layer and those behind it.
+AFTER_WATCHED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Shape:
     vision_layers: int = 4
     vision_heads: int = 3
     text_width: int = 256
-    text_layers: int = 4
+    text_layers: int = 6
     text_heads: int = 4
     text_kv_heads: int = 2
     text_hidden: int = 704
@@ -116,10 +118,10 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.output.weight, std=0.02)
 
     def hidden(self, embeds: Tensor, kept: Kept | None = None) -> Tensor:
-        """Embeddings [n, P, d] -> normed hidden states [n, P, d]. `kept` is filled by the last layer but one."""
-        rope = rotations(embeds.shape[1], self.head_size)
+        """Embeddings [n, P, d] -> normed hidden states [n, P, d]. `kept` is filled by the watched layer."""
+        rope, watched = rotations(embeds.shape[1], self.head_size), len(self.model.layers) - AFTER_WATCHED
         for at, layer in enumerate(self.model.layers):
-            embeds = layer(embeds, rope, kept if at == len(self.model.layers) - 2 else None)
+            embeds = layer(embeds, rope, kept if at == watched else None)
         return self.model.norm(embeds)
 
 

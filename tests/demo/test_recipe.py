@@ -17,7 +17,8 @@ torch = pytest.importorskip("torch")
 from demo.recipe import curriculum, evaluation, train_joint, train_text, train_vision  # noqa: E402
 from demo.recipe.convert import convert  # noqa: E402
 from demo.recipe.curves import draw, read_series  # noqa: E402
-from demo.recipe.loop import run  # noqa: E402
+from demo.recipe.grow import grow  # noqa: E402
+from demo.recipe.loop import resume, run  # noqa: E402
 from demo.recipe.model import DemoModel, Shape  # noqa: E402
 from demo.recipe.oracle import code_map, tile_codes  # noqa: E402
 from demo.recipe.render import fonts, words  # noqa: E402
@@ -27,7 +28,7 @@ from demo.recipe.render.weather import turn  # noqa: E402
 from demo.recipe.scene import Brush, Scene, Turn  # noqa: E402
 from demo.recipe.scenes import MAKERS  # noqa: E402
 from demo.recipe.sequence import IGNORED, batch, encode, image_context_id, page_tiles  # noqa: E402
-from demo.recipe.state import normalized  # noqa: E402
+from demo.recipe.state import normalized, parts_of, save  # noqa: E402
 from demo.recipe.tokenizer import CONTRACT, runtime_tokenizer  # noqa: E402
 
 from vitrail.core import PromptOptions  # noqa: E402
@@ -220,6 +221,24 @@ def _run_one_step(stage, directory, monkeypatch):
     clock = iter([0.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0])
     monkeypatch.setattr("demo.recipe.loop.time.monotonic", lambda: next(clock, 2.0))
     run(stage, directory, seconds=1)
+
+
+def test_a_model_that_grew_computes_what_it_did(tmp_path, monkeypatch):
+    data = batch([MAKERS["codes"](Brush(random.Random(4), draws=False))], pixels=False)
+
+    def logits(model):
+        with torch.no_grad():
+            return model.logits(data.ids, data.pictures, image_context_id())
+
+    monkeypatch.setattr(train_text, "Shape", lambda: Shape(text_layers=3))
+    small = train_text.stage()
+    save(tmp_path / "text.pt", step=7, samples=9, **parts_of(small.model, small.optimizers))
+    monkeypatch.setattr(train_text, "Shape", Shape)
+    large = train_text.stage()
+    grow(large, tmp_path / "text.pt")
+    assert resume(large, tmp_path / "text.pt") == (7, 9)
+    assert len(large.model.language_model.model.layers) == Shape().text_layers > 3
+    assert torch.allclose(logits(large.model), logits(small.model), atol=1e-5)
 
 
 def test_a_converted_checkpoint_computes_what_the_trained_model_does(tmp_path):
