@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from weakref import WeakSet
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
 from vitrail.manifest import Artifact, EngineRecord, Parity, load_manifest, sha256
 from vitrail.session.cuda_driver import Gpu
 from vitrail.session.trt_engine import Machine
+from vitrail_export.engine.greedy import add_greedy
 from vitrail_export.engine.shapes import decoder_profiles, projector_profile, vision_profile
 
 VERSION = "10.16.0"
@@ -210,7 +212,8 @@ class FakeLibrary:
     def read(self, file, *, cure):
         graph = file.parent / file.read_text(encoding="utf-8")
         engines = load_manifest(file.parent).engines
-        record = next(each for each in engines if (each.stage, each.builder) == (graph.stem, self.builder))
+        wanted = (graph.name.partition(".")[0], self.builder)
+        record = next(each for each in engines if (each.stage, each.builder) == wanted)
         return FakeLoaded(FakePlan(quiet_session(graph), record), self)
 
     def last_error(self):
@@ -238,6 +241,16 @@ def fake_machine(*, builder="tensorrt", version=VERSION, **options):
     return Machine(driver, FakeLibrary(driver, builder=builder, version=version))
 
 
+def engine_graph(graph):
+    """The name of a stage's graph as its engine is built from it: the decoder's finds greedy tokens, too."""
+    if graph.stem != "decoder":
+        return graph.name
+    model = ir.load(graph)
+    add_greedy(model)
+    ir.save(model, graph.with_name("decoder.greedy.onnx"))
+    return "decoder.greedy.onnx"
+
+
 def with_engines(directory, *, builder="tensorrt", target="sm_89", slots=4, capacity=512, chunk=32, tiles=3):
     """Add engines of every stage to an export of the standard dialect in float16; its manifest, as read again."""
     manifest = load_manifest(directory)
@@ -249,7 +262,7 @@ def with_engines(directory, *, builder="tensorrt", target="sm_89", slots=4, capa
     artifacts, records = dict(manifest.artifacts), list(manifest.engines)
     for stage, shapes in profiles.items():
         file = directory / f"{stage}.{builder}.engine"
-        file.write_text(manifest.artifacts[stage].path, encoding="utf-8")
+        file.write_text(engine_graph(directory / manifest.artifacts[stage].path), encoding="utf-8")
         artifacts[file.name] = Artifact(path=file.name, sha256=sha256(file), size_bytes=file.stat().st_size)
         records.append(
             EngineRecord(

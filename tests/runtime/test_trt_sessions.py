@@ -9,6 +9,7 @@ from tests.runtime.engine_fakes import FakeContext, FakePlan, fake_machine, with
 from vitrail.errors import ArtifactError, InvalidInput, OptionError, ServerError
 from vitrail.manifest import load_manifest
 from vitrail.providers import TensorRt
+from vitrail.sample import Draw
 from vitrail.session import Step
 from vitrail.session.ort import OrtDecoder, OrtVision
 from vitrail.session.trt import TrtDecoder, TrtVision
@@ -94,6 +95,33 @@ def test_a_conversation_has_onnxruntimes_logits(decoder, onnxruntime_decoder, bu
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=1e-3)
     assert max(np.abs(expected).max() for _, expected in pairs if expected.size) > 0.1
+
+
+def test_greedy_tokens_are_found_on_the_device_and_logits_come_for_other_draws(decoder, onnxruntime_decoder):
+    session, other = decoder()[0], onnxruntime_decoder()
+    draws = [Draw(), None, Draw(temperature=0.7, uniform=0.3), Draw()]
+    for i in range(4):
+        found = session.sample(step(session, 0, [i] * 4, wanted=[0, 1, 2, 3]), draws)
+        expected = other.forward(step(other, 0, [i] * 4, wanted=[0, 1, 2, 3]))
+        assert [type(each) for each in found] == [int, np.ndarray, np.ndarray, int]
+        assert [found[0], found[3]] == [expected[0].argmax(), expected[3].argmax()]
+        np.testing.assert_allclose(found[1:3], expected[1:3], atol=1e-3)
+
+
+def test_tokens_of_a_long_prompt_come_in_order(decoder, onnxruntime_decoder):
+    session, other = decoder()[0], onnxruntime_decoder()
+    found = session.sample(step(session, 0, [0], new=3 * CHUNK, wanted=[5, 40, 95]), [Draw(), None, Draw()])
+    expected = other.forward(step(other, 0, [0], new=3 * CHUNK, wanted=[5, 40, 95]))
+    assert (found[0], found[2]) == (expected[0].argmax(), expected[2].argmax())
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-3)
+    assert session.sample(step(session, 1, [0], new=7), []) == []
+
+
+def test_logits_that_are_not_finite_are_left_to_the_sampler(decoder):
+    session, _ = decoder()
+    broken = Step(0, np.full((1, 1, 112), np.nan, np.float16), np.zeros(1, np.int32), np.array([0]))
+    (found,) = session.sample(broken, [Draw()])
+    assert not np.isfinite(found).all()
 
 
 def test_a_decode_step_that_comes_again_becomes_a_graph(decoder):

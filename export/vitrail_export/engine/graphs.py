@@ -11,6 +11,7 @@ from vitrail.manifest import EnginePrecision
 from vitrail_export.engine.cases import Case
 from vitrail_export.engine.emulation import emulate_bfloat16
 from vitrail_export.engine.gate import run_all
+from vitrail_export.engine.greedy import add_greedy
 from vitrail_export.engine.lowering import BFLOAT16, FLOAT, FLOAT16, lower, set_capacity
 from vitrail_export.engine.options import QUANTIZED
 from vitrail_export.engine.quantization import observe, quantize
@@ -70,6 +71,8 @@ def _tried(lowered: Path, precision: EnginePrecision) -> Path:
 def _engine(lowered: Path, capacity: int) -> Path:
     model = ir.load(lowered)
     set_capacity(model, capacity)
+    if lowered.stem == "decoder":
+        add_greedy(model)
     return _save_variant(model, lowered.with_name(f"{lowered.stem}.engine.onnx"))
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrail.errors import ArtifactError, InvalidInput, OptionError
-from vitrail.session import OnHost
 from vitrail.session.contract import STAGES, check_capacity, check_features, check_tiles
 from vitrail.session.cuda_driver import LibCuda, Rows
 from vitrail.session.cuda_memory import ALIGNMENT, Port
@@ -23,16 +22,18 @@ from vitrail.session.trt_steps import Block, chunks, covering, distinct_rows, wi
 from vitrail.session.trt_workspace import Need, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from vitrail.core import Float, Int32, Int64, Uint8
     from vitrail.manifest import EngineRecord, Manifest
     from vitrail.providers import TensorRt
+    from vitrail.sample import Draw
     from vitrail.session import Step
     from vitrail.session.cuda_driver import Array
     from vitrail.session.trt_engine import Shape
 
+OUTPUTS = ("logits", "greedy", "greedy_logit")
 CACHE_BYTES = 2  # of an element, in every precision
 CACHE_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp8": "float16", "int8": "float16"}
 
@@ -110,7 +111,7 @@ def _vision_ports(manifest: Manifest, record: EngineRecord) -> tuple[Port, Port]
     return Port("features", record.dtype, encoded), Port("embeds", record.dtype, embeds)
 
 
-class TrtDecoder(OnHost):
+class TrtDecoder:
     """DecoderSession: the decoder's engine and its KV cache, one buffer per layer and kind, written in place.
 
     Every slot holds as many tokens as the engine was built for; `capacity` of them are used. The engine's profiles are
@@ -166,18 +167,36 @@ class TrtDecoder(OnHost):
         self._held[target] = tokens
 
     def forward(self, step: Step) -> Float:
+        return np.concatenate([self._logits(rows) for rows in self._steps(step)])
+
+    def sample(self, step: Step, draws: Sequence[Draw | None]) -> Sequence[int | Float]:
+        """Greedy tokens are found on the device, and only they come from it; for other draws the logits do."""
+        left, found = iter(draws), []
+        for rows in self._steps(step):
+            found += self._drawn(rows, [next(left) for _ in rows])
+        return found
+
+    def _steps(self, step: Step) -> Iterator[Int64]:
+        """Run a step, in parts where it is long; the rows of the device's logits that each part asks for."""
         check_capacity(step, self.capacity)
         self._workspace.driver.activate()
         longest = self._record.profile("prefill").inputs["inputs_embeds"].max[1]
-        parts = [self._forward(part) for part in chunks(step, new_tokens=longest)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for part in chunks(step, new_tokens=longest):
+            new = part.inputs_embeds.shape[1]
+            yield self._decode(part) if new == 1 else self._prefill(part)
+            self._held[part.first_slot : part.first_slot + len(part.past_lengths)] = part.past_lengths + new
 
-    def _forward(self, step: Step) -> Float:
-        """One run of the engine; the logits that the step asks for."""
-        new = step.inputs_embeds.shape[1]
-        rows = self._decode(step) if new == 1 else self._prefill(step)
-        self._held[step.first_slot : step.first_slot + len(step.past_lengths)] = step.past_lengths + new
-        return self._logits(rows)
+    def _drawn(self, rows: Int64, draws: Sequence[Draw | None]) -> list[int | Float]:
+        """The tokens of greedy draws whose logit is finite, the logits of all others."""
+        token_ids, tops = self._take("greedy", rows), self._take("greedy_logit", rows)
+        greedy = np.array([draw is not None and draw.temperature == 0 for draw in draws], bool) & np.isfinite(
+            tops
+        )
+        logits = iter(self._logits(rows[~greedy]))
+        return [
+            int(token) if on_device else next(logits)
+            for token, on_device in zip(token_ids, greedy, strict=True)
+        ]
 
     def _decode(self, step: Step) -> Int64:
         """Queue it; the rows of the logits that it asks for. Every row of a block has some, so that its runs are equal."""
@@ -197,11 +216,15 @@ class TrtDecoder(OnHost):
         return np.arange(len(step.logit_positions))
 
     def _logits(self, rows: Int64) -> Float:
-        """These rows of the last run's logits, once it has ended."""
-        first, end = (int(rows.min()), int(rows.max()) + 1) if len(rows) else (0, 0)
-        shape = (end - first, self.contract.vocab_size)
-        logits: Float = self._workspace.regions.take("logits", shape, first_row=first)[rows - first]
+        logits: Float = self._take("logits", rows, self.contract.vocab_size)
         return logits
+
+    def _take(self, name: str, rows: Int64, *width: int) -> Array:
+        """These rows of an output of the last run, once it has ended."""
+        first, end = (int(rows.min()), int(rows.max()) + 1) if len(rows) else (0, 0)
+        found = self._workspace.regions.take(name, (end - first, *width), first_row=first)
+        taken: Array = found[rows - first]
+        return taken
 
     def _block(self, step: Step) -> Block:
         """The slots of a decode step's run: its own where it is no graph, or where the block has no idle place."""
@@ -224,7 +247,7 @@ class TrtDecoder(OnHost):
             "past_lengths": (rows,),
             "logit_positions": (wanted,),
         }
-        addresses = {name: regions.address(name) for name in (*shapes, "logits")}
+        addresses = {name: regions.address(name) for name in (*shapes, *OUTPUTS)}
         for name in self._caches:
             place = regions.address(name) + step.first_slot * self._slot_bytes
             addresses |= {f"past.{name}": place, f"present.{name}": place}
@@ -258,6 +281,8 @@ def _decoder_ports(manifest: Manifest, record: EngineRecord) -> tuple[Port, ...]
         Port("past_lengths", "int32", most("past_lengths")),
         Port("logit_positions", "int64", most("logit_positions")),
         Port("logits", "float32", (*most("logit_positions"), manifest.decoder.vocab_size)),
+        Port("greedy", "int32", most("logit_positions")),
+        Port("greedy_logit", "float32", most("logit_positions")),
     )
 
 
