@@ -22,6 +22,7 @@ from vitrail.look import Seen, look
 from vitrail.machine import share_threads
 from vitrail.manifest import load_manifest
 from vitrail.options import read_options
+from vitrail.plan.check import check_load
 from vitrail.prompt import render
 from vitrail.providers import parse_provider
 from vitrail.session.open import open_decoder, open_vision
@@ -111,6 +112,14 @@ class Engine:
         path = Path(directory)
         manifest = load_manifest(path, contents=True)
         capacity = settings.capacity(manifest.decoder.context_tokens)
+        check_load(
+            manifest,
+            settings,
+            provider,
+            tiles_per_run=tiles_per_run,
+            feature_cache_bytes=feature_cache_bytes,
+            server=False,
+        )
         tokenizer = load_tokenizer(path, manifest.tokenizer)
         session = open_decoder(path, manifest, shares.decoder, slots=slots, capacity=capacity)
         vision = open_vision(path, manifest, shares.vision, tiles_per_run=tiles_per_run)

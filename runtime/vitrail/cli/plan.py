@@ -13,7 +13,7 @@ import typer
 
 from vitrail.cli.terminal import command
 from vitrail.manifest import FILENAME, load_manifest
-from vitrail.plan.machine import memory_limit_bytes
+from vitrail.plan.check import memory_limit_bytes
 from vitrail.plan.memory import KINDS, Plan, plan_memory
 from vitrail.plan.model import Load, Model, model_of
 from vitrail.plan.propose import TILE_LIMITS, Proposal, propose

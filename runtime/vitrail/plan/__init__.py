@@ -1,1 +1,1 @@
-"""How much memory a model takes, before anything of it is built or loaded. Pure but for `machine`."""
+"""How much memory a model takes, before anything of it is built or loaded."""

@@ -1,53 +1,103 @@
-"""Refuse what cannot fit before anything is loaded."""
+"""Refuse what cannot fit this machine before anything is loaded."""
 
 from __future__ import annotations
 
 import logging
+import os
+from typing import TYPE_CHECKING
 
 from vitrail.errors import OptionError
-from vitrail.plan.machine import OVERRIDE, memory_limit_bytes
-from vitrail.plan.memory import Plan
-from vitrail.plan.model import Load
-from vitrail.plan.size import show_size
+from vitrail.machine import memory_bytes
+from vitrail.plan.memory import plan_memory
+from vitrail.plan.model import Load, model_of
+from vitrail.plan.size import parse_size, show_size
+from vitrail.providers import Cpu, Cuda
 
+if TYPE_CHECKING:
+    from vitrail.manifest import Manifest
+    from vitrail.plan.memory import Plan
+    from vitrail.plan.model import Target
+    from vitrail.providers import Provider
+    from vitrail.settings import Settings
+
+OVERRIDE = "VITRAIL_MEMORY"
+"""Environment variable: a size that counts instead of this machine's memory, or `off` for no check."""
 MARGIN = 0.1
 """How far a plan may be off: it is refused beyond that only."""
 
 log = logging.getLogger(__name__)
 
 
-def check_memory(plan: Plan, *, limit_bytes: int | None = None) -> None:
-    """Raise OptionError, with the figures and the cure, where the host's part of `plan` exceeds the machine by more than
-    MARGIN; warn where it exceeds it at all.
+def check_load(
+    manifest: Manifest,
+    settings: Settings,
+    provider: Provider,
+    *,
+    tiles_per_run: int,
+    feature_cache_bytes: int,
+    server: bool,
+) -> None:
+    """Check what an engine, or a server, would take of this machine's memory. A GPU's own memory is its session's affair.
 
-    limit_bytes: the machine's memory; read where it is not given.
+    Raises OptionError, with the figures and the cure, where that is beyond the machine by more than MARGIN.
     """
-    limit = memory_limit_bytes() if limit_bytes is None else limit_bytes
+    load = Load(
+        slots=settings.slots,
+        context_tokens=settings.capacity(manifest.decoder.context_tokens),
+        prefill_chunk=settings.prefill_chunk,
+        tiles_per_run=tiles_per_run,
+        feature_cache_bytes=feature_cache_bytes,
+    )
+    plan = plan_memory(model_of(manifest), load, target=_target(provider), server=server)
+    limit_bytes = memory_limit_bytes()
+    if limit_bytes is not None:
+        check_memory(plan, limit_bytes=limit_bytes)
+
+
+def memory_limit_bytes() -> int | None:
+    """This machine's memory, or what the override says; None for no check. Raises OptionError where that is no size."""
+    override = os.environ.get(OVERRIDE, "")
+    if override == "off":
+        return None
+    return parse_size(override) if override else memory_bytes()
+
+
+def check_memory(plan: Plan, *, limit_bytes: int) -> None:
+    """Raise OptionError where the host's part of `plan` is beyond the limit by more than MARGIN; warn where it is beyond."""
     needed = plan.host_bytes
-    if limit is None or needed <= limit:
+    if needed <= limit_bytes:
         return
-    told = f"{plan.model.name} would take {show_size(needed)} ({_parts(plan)}), this machine has {show_size(limit)}"
-    if needed <= limit * (1 + MARGIN):
+    told = (
+        f"{plan.model.name} may take {show_size(needed)} of memory ({_parts(plan)}), but this machine has "
+        f"{show_size(limit_bytes)}"
+    )
+    if needed <= limit_bytes * (1 + MARGIN):
         log.warning("%s: it may run out when every slot is full", told)
         return
-    raise OptionError(f"{told}; {_cure(plan, limit)}. {OVERRIDE}=off loads it all the same")
+    raise OptionError(f"{told}; {_cure(plan, limit_bytes)} ({OVERRIDE}=off loads it all the same)")
+
+
+def _target(provider: Provider) -> Target:
+    if isinstance(provider, Cpu):
+        return "cpu"
+    return "cuda" if isinstance(provider, Cuda) else "tensorrt"
 
 
 def _parts(plan: Plan) -> str:
-    sizes = {kind: size for kind, size in plan.by_kind.items() if size}
+    sizes: dict[str, int] = {}
+    for item in plan.on_host:
+        sizes[item.kind] = sizes.get(item.kind, 0) + item.size_bytes
     return ", ".join(f"{kind} {show_size(size)}" for kind, size in sizes.items())
 
 
-def _cure(plan: Plan, limit: int) -> str:
+def _cure(plan: Plan, limit_bytes: int) -> str:
     """Fewer cached tokens where they are what does not fit, else a smaller model."""
     load, per_token = plan.load, plan.model.decoder.kv_bytes_per_token
     rest = plan.host_bytes - load.slots * load.context_tokens * per_token
-    tokens = (limit - rest) // per_token
-    if plan.target == "cpu" and tokens >= 1024:
-        return f"lower slots x context from {load.slots} x {load.context_tokens} to {tokens} tokens in all: {_setting(load, tokens)}"
-    return "export with --precision int4, lower the tiles of one run, or take a machine with more memory"
-
-
-def _setting(load: Load, tokens: int) -> str:
-    slots = max(1, min(load.slots, tokens // 2048))
-    return f"--slots {slots} --context {min(load.context_tokens, tokens // slots)}, for one"
+    tokens = (limit_bytes - rest) // per_token
+    if plan.target != "cpu" or tokens < 1024:
+        return "export with --precision int4, lower tiles_per_run or the feature cache, or take more memory"
+    return (
+        f"slots x context is {load.slots} x {load.context_tokens} tokens, {tokens} in all fit: lower slots (--slots) or "
+        "context_tokens (--context)"
+    )

@@ -67,7 +67,11 @@ class Plan:
     @property
     def host_bytes(self) -> int:
         """Of the machine, beside a GPU's own."""
-        return sum(item.size_bytes for item in self.items if self._place(item) == "host")
+        return sum(item.size_bytes for item in self.on_host)
+
+    @property
+    def on_host(self) -> tuple[Item, ...]:
+        return tuple(item for item in self.items if self._place(item) == "host")
 
     @property
     def by_kind(self) -> dict[Kind, int]:

@@ -60,12 +60,12 @@ def model_of(manifest: Manifest) -> Model:
         weights_bytes={stage: sizes[stage] + sizes.get(f"{stage}.onnx.data", 0) for stage in STAGES},
         table_bytes=sum(sizes[name] for name in table),
         vision_heads=max(1, manifest.vision.feature_size // _SHUFFLE**2 // _VISION_HEAD_DIM),
-        intermediate_size=_intermediate_size(manifest.decoder, sizes["decoder.onnx.data"]),
+        intermediate_size=intermediate_size(manifest.decoder, sizes["decoder.onnx.data"]),
         tiles_per_picture=manifest.prompt.max_tiles + manifest.prompt.thumbnail,
     )
 
 
-def _intermediate_size(decoder: DecoderContract, size_bytes: int) -> int:
+def intermediate_size(decoder: DecoderContract, size_bytes: int) -> int:
     """The width of the MLP, which no manifest tells: what the other matrices leave of the weights' bytes."""
     element = 4 if decoder.dtype == "float32" else 2
     scale = element / _SCALE_BLOCK if decoder.precision in ("int8", "int4") else 0.0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from vitrail.client.wire import error_from_text
 from vitrail.errors import ServerError
 from vitrail.manifest import load_manifest
+from vitrail.plan.check import check_load
 from vitrail.triton import log, pulse, tracing
 from vitrail.triton.control import Control
 from vitrail.triton.installation import compose_backends, environment, find_installation
@@ -135,6 +136,7 @@ class Server:
         sweep()
         installation = find_installation(self.options.tritonserver)
         check_tls(self.options.tls)
+        self._check_memory()
         self.options = settle_ports(self.options)
         workspace = self._workspace = Workspace()
         try:
@@ -159,6 +161,16 @@ class Server:
         otel = self.options.otel
         traces = {} if otel is None else {tracing.URL_VARIABLE: tracing.collector_url(otel)}
         return {pulse.VARIABLE: str(workspace.path), **traces}
+
+    def _check_memory(self) -> None:
+        check_load(
+            load_manifest(self.artifacts),
+            self.settings.decoder,
+            self.settings.provider,
+            tiles_per_run=self.settings.tiles_per_run,
+            feature_cache_bytes=self.settings.feature_cache_bytes,
+            server=True,
+        )
 
     def _warn_of_shortage(self) -> None:
         manifest = load_manifest(self.artifacts)

@@ -1,0 +1,67 @@
+"""How large an export would be, from a configuration alone: what `vitrail plan` counts before anything is exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitrail.errors import CheckpointError
+from vitrail.plan.model import Model
+from vitrail_export.config import ModelConfig, TextConfig
+from vitrail_export.config_json import read_config
+from vitrail_export.decoder import build_decoder
+from vitrail_export.embeddings import MOST_BLOCK
+from vitrail_export.exporter import ExportOptions, decoder_contract, vision_contract, weight_bytes
+from vitrail_export.projector import build_projector
+from vitrail_export.published import PUBLISHED
+from vitrail_export.quantize import block_size
+from vitrail_export.vision import build_vision_encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model that is not exported yet."""
+
+    name: str
+    config: ModelConfig
+
+
+def find_source(name: str) -> Source:
+    """A published model by its name, or a directory with a config.json. Raises CheckpointError for anything else."""
+    if name.lower() in PUBLISHED:
+        return Source(name.lower(), PUBLISHED[name.lower()].config)
+    directory = Path(name)
+    if (directory / "config.json").is_file():
+        return Source(directory.resolve().name, read_config(directory))
+    raise CheckpointError(
+        f"'{name}' is no export, no directory with a config.json and no published model "
+        f"({', '.join(PUBLISHED)}); give one of these"
+    )
+
+
+def sized(source: Source, options: ExportOptions) -> Model:
+    """What an export with these options takes. Its weights are counted on the graphs, none is read."""
+    config = source.config
+    return Model(
+        name=source.name,
+        vision=vision_contract(config, options),
+        decoder=decoder_contract(config, options),
+        weights_bytes={
+            "vision_encoder": weight_bytes(build_vision_encoder(config, options.vision_form)),
+            "projector": weight_bytes(build_projector(config, options.vision_form)),
+            "decoder": weight_bytes(build_decoder(config.text, options.decoder_form)),
+        },
+        table_bytes=_table_bytes(config.text, options),
+        vision_heads=config.vision.heads,
+        intermediate_size=config.text.intermediate_size,
+        tiles_per_picture=config.max_tiles + config.thumbnail,
+    )
+
+
+def _table_bytes(text: TextConfig, options: ExportOptions) -> int:
+    rows, size = text.vocab_size, text.hidden_size
+    if options.table_precision == "float":
+        return rows * size * (4 if options.precision == "float32" else 2)
+    bits = 8 if options.table_precision == "int8" else 4
+    block = min(MOST_BLOCK[bits], block_size(size, "text.embed_tokens.weight"))
+    return rows * (size * bits // 8 + size // block * 2)

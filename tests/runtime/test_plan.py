@@ -1,0 +1,174 @@
+"""What a model takes, told before it is loaded."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from tests.conftest import REFERENCE
+from typer.testing import CliRunner
+
+from vitrail.cli import app
+from vitrail.engine import Engine
+from vitrail.errors import CheckpointError, OptionError
+from vitrail.manifest import load_manifest
+from vitrail.plan.check import OVERRIDE, check_memory
+from vitrail.plan.memory import KINDS, plan_memory
+from vitrail.plan.model import TARGETS, Load, intermediate_size, model_of
+from vitrail.plan.propose import propose
+from vitrail.plan.size import GIB, MIB, parse_size, show_size
+from vitrail.triton.repository import ServingSettings
+from vitrail.triton.server import Server
+from vitrail_export.exporter import ExportOptions
+from vitrail_export.sizes import find_source, sized
+
+LOAD = Load(slots=1, context_tokens=4096)
+
+
+@pytest.fixture(scope="module")
+def two_billion():
+    """InternVL2-2B as it would be exported with int4 weights."""
+    return sized(find_source("internvl2-2b"), ExportOptions(precision="int4"))
+
+
+def plan_of(*arguments):
+    result = CliRunner().invoke(app, ["plan", *map(str, arguments)])
+    assert result.exit_code == 0, result.stderr
+    *table, line = result.stdout.splitlines()
+    return table, json.loads(line)
+
+
+def test_sizes_are_read_and_shown_with_their_units():
+    assert [parse_size(text) for text in ("8GiB", "512 MiB", "1.5GiB", "16GB", "77")] == [
+        8 * GIB,
+        512 * MIB,
+        3 * GIB // 2,
+        16 * 10**9,
+        77,
+    ]
+    assert [show_size(size) for size in (5 * GIB, 64 * MIB)] == ["5.00 GiB", "64 MiB"]
+    for text in ("", "eight", "8GBit", "-1GiB", "0MiB", "1e3GiB"):
+        with pytest.raises(OptionError, match="is no size of memory; give one such as 8GiB"):
+            parse_size(text)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int4"])
+def test_a_checkpoint_s_plan_is_that_of_its_export(exported, precision):
+    source = find_source(str(REFERENCE / "internvl3-tiny"))
+    planned = sized(source, ExportOptions(precision=precision))
+    found = model_of(load_manifest(exported("internvl3-tiny", precision=precision)))
+    for stage, size in planned.weights_bytes.items():
+        assert (
+            size <= found.weights_bytes[stage] <= size + 200_000
+        )  # the graph itself, and pages that are not full
+    assert found.table_bytes - planned.table_bytes in range(1000)  # headers
+    assert (planned.vision, planned.decoder) == (found.vision, found.decoder)
+    assert (planned.positions, planned.tiles_per_picture) == (found.positions, found.tiles_per_picture)
+
+
+def test_an_export_s_mlp_is_as_wide_as_its_weights_tell(two_billion):
+    assert two_billion.intermediate_size == 8192
+    told = model_of_sizes(two_billion)
+    assert told.intermediate_size == pytest.approx(8192, rel=0.01)
+
+
+def model_of_sizes(model):
+    from vitrail.plan.model import _intermediate_size
+
+    return replace(model, intermediate_size=_intermediate_size(model.decoder, model.weights_bytes["decoder"]))
+
+
+def test_weights_and_cache_are_counted_exactly(two_billion):
+    plan = plan_memory(two_billion, LOAD, target="tensorrt")
+    cache = next(item for item in plan.items if item.kind == "kv cache")
+    assert cache.size_bytes == 4096 * 2 * 24 * 8 * 128 * 4
+    weights = {item.part: item.size_bytes for item in plan.items if item.kind == "weights"}
+    assert weights["decoder"] == two_billion.weights_bytes["decoder"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_more_of_anything_takes_more(two_billion, target):
+    def total(**changed):
+        return plan_memory(two_billion, replace(LOAD, **changed), target=target).total_bytes
+
+    least = total()
+    for changed in ({"slots": 2}, {"context_tokens": 8192}, {"tiles_per_run": 13}, {"prefill_chunk": 1024}):
+        assert total(**changed) > least
+
+
+def test_a_jetson_counts_what_elsewhere_is_the_host_s(two_billion):
+    jetson, server = (plan_memory(two_billion, LOAD, target=target) for target in ("jetson", "tensorrt"))
+    assert jetson.total_bytes == jetson.host_bytes > server.total_bytes + server.host_bytes
+    assert server.place == "device"
+
+
+def test_kinds_add_up_to_the_total(two_billion):
+    plan = plan_memory(two_billion, LOAD)
+    assert tuple(plan.by_kind) == KINDS
+    assert sum(plan.by_kind.values()) == plan.total_bytes == sum(item.size_bytes for item in plan.items)
+
+
+def test_the_best_setting_is_the_most_precise_that_fits(two_billion):
+    larger = sized(find_source("internvl2-2b"), ExportOptions(precision="int8"))
+    models = [larger, two_billion]
+    needs = [plan_memory(model, replace(LOAD, tiles_per_run=1)).total_bytes for model in models]
+    chosen = [propose(models, LOAD, target="cpu", memory_bytes=memory).plan for memory in needs]
+    assert [plan.model.decoder.precision for plan in chosen] == ["int8", "int4"]
+    assert chosen[0].load == replace(LOAD, tiles_per_run=1)
+    roomy = propose(models, LOAD, target="cpu", memory_bytes=64 * GIB)
+    assert roomy.plan.load.tiles_per_run == 13
+    assert roomy.most_slots > 1
+    assert roomy.most_context_tokens == two_billion.decoder.context_tokens
+
+
+def test_where_the_load_does_not_fit_its_context_shrinks_before_its_slots(two_billion):
+    load = Load(slots=4, context_tokens=8192)
+    memory = plan_memory(two_billion, Load(slots=4, context_tokens=2048, tiles_per_run=1)).total_bytes
+    chosen = propose([two_billion], load, target="cpu", memory_bytes=memory).plan.load
+    assert (chosen.slots, chosen.context_tokens) == (4, 2048)
+    assert propose([two_billion], load, target="cpu", memory_bytes=GIB) is None
+
+
+def test_the_command_prints_a_table_and_one_line_of_json(exported):
+    table, record = plan_of("internvl2-2b", "--memory", "8GiB", "--target", "jetson", "--streams", 1)
+    assert "internvl2-2b on jetson in 8.00 GiB: 1 x 4096 tokens" in table[0]
+    assert len(table) == 2 + len(record["plans"]) + 1
+    assert {plan["decoder"] for plan in record["plans"]} == {"float16", "int8", "int4"}
+    assert record["best"]["total_bytes"] <= 8 * GIB
+    _, record = plan_of(exported("internvl2-tiny"), "--tiles-per-run", 2, "--memory", "1MiB")
+    assert [plan["tiles_per_run"] for plan in record["plans"]] == [2]
+    assert record["best"] is None
+    assert not record["plans"][0]["fits"]
+
+
+def test_what_is_no_model_is_told_what_may_be_given(tmp_path):
+    with pytest.raises(CheckpointError, match="no directory with a config[.]json and no published"):
+        find_source(str(tmp_path))
+    result = CliRunner().invoke(app, ["plan", str(tmp_path)])
+    assert result.exit_code == 3
+    assert "internvl3-8b" in result.stderr
+
+
+def test_what_cannot_fit_is_refused_with_figures_and_cure_before_it_is_loaded(exported, monkeypatch):
+    artifacts = exported("internvl2-tiny")
+    monkeypatch.setenv(OVERRIDE, "64MiB")
+    with pytest.raises(OptionError, match=r"may take .*weights .*kv cache .* this machine has 64 MiB; "):
+        Engine.load(artifacts)
+    server = Server(artifacts, settings=ServingSettings())
+    with pytest.raises(OptionError, match="VITRAIL_MEMORY=off loads it all the same"):
+        server.start()
+    monkeypatch.setenv(OVERRIDE, "off")
+    Engine.load(artifacts).close()
+
+
+def test_fewer_cached_tokens_are_the_cure_where_they_are_the_cause(two_billion):
+    plan = plan_memory(two_billion, Load(slots=16, context_tokens=32768))
+    with pytest.raises(OptionError, match=r"slots x context is 16 x 32768 tokens, \d+ in all fit: lower"):
+        check_memory(plan, limit_bytes=16 * GIB)
+
+
+def test_a_plan_within_its_margin_is_a_warning_only(two_billion, caplog):
+    plan = plan_memory(two_billion, LOAD)
+    check_memory(plan, limit_bytes=plan.host_bytes)
+    assert not caplog.messages
+    check_memory(plan, limit_bytes=int(plan.host_bytes / 1.09))
+    assert "may run out when every slot is full" in caplog.text
