@@ -59,6 +59,7 @@ class Load:
 
     It ends after `requests` or `duration_s`; what is under way then is waited for. warmup requests go before, in a
     closed loop, unmeasured. max_in_flight bounds the open loop: arrivals beyond it wait, and their time counts.
+    label: what it is called where it is no load of the sweep itself.
     """
 
     concurrency: int | None = None
@@ -68,6 +69,7 @@ class Load:
     warmup: int = 0
     max_in_flight: int = 128
     is_warmup: bool = False
+    label: str = ""
 
     def __post_init__(self) -> None:
         if (self.concurrency is None) == (self.rate is None):
@@ -94,6 +96,8 @@ class Load:
 
     @property
     def title(self) -> str:
+        if self.label:
+            return self.label
         if self.is_warmup:
             return f"warm-up, concurrency {self.concurrency}"
         return f"concurrency {self.concurrency}" if self.rate is None else f"rate {self.rate:g}/s"
@@ -161,7 +165,7 @@ class Tally:
 
 
 class Stage:
-    """Runs one load. `stop`, from any thread, ends it early; `asked` must then be closed to wake its workers."""
+    """Runs one load."""
 
     def __init__(
         self, asked: Asked, asks: Iterator[Ask], load: Load, *, seed: int = 0, clock: Clock | None = None
@@ -199,6 +203,10 @@ class Stage:
                 self._stop.set()
                 self.tally.client_cpu_s = time.process_time() - cpu_s
         return self.tally
+
+    def stop(self) -> None:
+        """Ask nothing more; what is under way is waited for."""
+        self._stop.set()
 
     def settle(self, timeout_s: float = SETTLE_S) -> Tally:
         """After an interrupt: wait for what was under way, then count what is left of it as cancelled."""

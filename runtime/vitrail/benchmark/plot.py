@@ -34,7 +34,11 @@ _PHASE_COLORS = {
 
 def write_plots(directory: Path, card: dict[str, Any]) -> list[Path]:
     """Draw what the card's stages give; the files written, none where no stage has an answer."""
-    stages = [fields for fields in card["stages"] if fields["request_count"] and not fields["is_warmup"]]
+    stages = [
+        fields
+        for fields in card["stages"]
+        if fields["request_count"] and not (fields["is_warmup"] or fields.get("is_streams"))
+    ]
     if not stages:
         return []
     directory.mkdir(parents=True, exist_ok=True)

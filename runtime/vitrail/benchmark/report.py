@@ -46,6 +46,7 @@ def stage_fields(tally: Tally, objective: Objective) -> dict[str, Any]:
         "rate": load.rate,
         "warmup_requests": load.warmup,
         "is_warmup": load.is_warmup,
+        "is_streams": bool(load.label),
         "ending": tally.ending,
         "duration_s": round(tally.duration_s, 6),
         "request_count": len(answered),

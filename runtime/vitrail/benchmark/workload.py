@@ -56,7 +56,8 @@ class Workload:
     (width, height) in pixels, instead. They take turns, in equal parts, in an order drawn by the seed.
     prompt_words of each question; output_tokens of each answer: exactly that many with ignore_eos, else at most.
     repeat_share: questions about a picture that was shown before, in a new conversation. turn_share: questions that
-    continue an earlier conversation, its answers so far written by the workload.
+    continue an earlier conversation, its answers so far written by the workload. streams: answers of stream_tokens to
+    questions without picture that are being written all the while, beside what is asked.
     """
 
     tiles: tuple[int, ...] = (7,)
@@ -67,6 +68,8 @@ class Workload:
     repeat_share: float = 0.0
     turn_share: float = 0.0
     seed: int = 0
+    streams: int = 0
+    stream_tokens: int = 64
 
     def __post_init__(self) -> None:
         if not (self.tiles or self.image_sizes):
@@ -74,15 +77,30 @@ class Workload:
         for size in self.image_sizes:
             if not all(1 <= side <= LONGEST_SIDE for side in size):
                 raise OptionError(f"image size {size[0]}x{size[1]}: each side must be 1 to {LONGEST_SIDE}")
-        for name, least in (("prompt_words", 1), ("output_tokens", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        least = {"prompt_words": 1, "output_tokens": 1, "seed": 0, "streams": 0, "stream_tokens": 2}
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least {limit}")
         shares = (self.repeat_share, self.turn_share)
         if not (min(shares) >= 0 and sum(shares) <= 1):
             raise OptionError(
                 f"repeat_share {self.repeat_share:g} and turn_share {self.turn_share:g}: "
                 "give shares from 0 whose sum is at most 1"
             )
+
+    @property
+    def of_streams(self) -> Workload:
+        """What the streams are asked."""
+        return replace(
+            self,
+            tiles=(0,),
+            image_sizes=(),
+            output_tokens=self.stream_tokens,
+            ignore_eos=True,
+            repeat_share=0.0,
+            turn_share=0.0,
+            streams=0,
+        )
 
 
 class Picture(NamedTuple):

@@ -65,12 +65,20 @@ def bench(
     ignore_eos: Annotated[bool, typer.Option(help="Write exactly so many tokens.")] = True,
     repeat_share: Annotated[float, typer.Option(help="Questions about a picture that was shown before.")] = 0,
     turns: Annotated[float, typer.Option(help="Share of questions that continue a conversation.")] = 0,
+    streams: Annotated[
+        int, typer.Option(help="Answers without picture that are being written beside the load.")
+    ] = 0,
+    stream_tokens: Annotated[int, typer.Option(help="Of each such answer.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the workload and the arrivals.")] = 0,
     slo_ttft_ms: Annotated[float | None, typer.Option(help="Objective: time to first token.")] = None,
     slo_tpot_ms: Annotated[float | None, typer.Option(help="Objective: time per output token.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds after which a request has failed.")] = 120.0,
     max_in_flight: Annotated[int, typer.Option(help="Requests at once in the open loop; more wait.")] = 128,
     slots: Annotated[int | None, typer.Option(help="Answers written at once, with --model.")] = None,
+    tpot_slowdown: Annotated[
+        float | None,
+        typer.Option(help="With --model: what prompts may cost answers, as for `vitrail serve`."),
+    ] = None,
     provider: Annotated[str | None, typer.Option(help=f"With --model. {PROVIDER_HELP}")] = None,
     shared_memory: Annotated[
         bool, typer.Option("--shared-memory", help="Hand tiles to a server on this machine in /dev/shm.")
@@ -86,8 +94,9 @@ def bench(
 
     if url is not None and model is not None:
         raise OptionError("--url and --model exclude each other; give one")
-    if model is None and provider is not None:
-        raise OptionError(f"--provider {provider} is for --model; a server's is set by `vitrail serve`")
+    for name, value in (("provider", provider), ("tpot-slowdown", tpot_slowdown)):
+        if model is None and value is not None:
+            raise OptionError(f"--{name} {value} is for --model; a server's is set by `vitrail serve`")
     if tiles is not None and image_size is not None:
         raise OptionError("--tiles and --image-size exclude each other; give one")
     if not 0 < timeout < 1e6:
@@ -101,6 +110,8 @@ def bench(
         repeat_share=repeat_share,
         turn_share=turns,
         seed=seed,
+        streams=streams,
+        stream_tokens=stream_tokens,
     )
     loads = _loads(
         concurrency,
@@ -112,7 +123,7 @@ def bench(
     )
     _check_outputs(out, plots)
     if model is not None:
-        target = _artifacts(model, slots=slots, provider=provider)
+        target = _artifacts(model, slots=slots, tpot_slowdown=tpot_slowdown, provider=provider)
     else:
         target = _server(url or DEFAULT_URL, timeout, route=route, shared_memory=shared_memory)
     run = Run(workload, loads, Objective(slo_ttft_ms, slo_tpot_ms), timeout_s=timeout)
