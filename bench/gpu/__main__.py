@@ -4,7 +4,7 @@
     python -m bench.gpu --device cpu --tiny      # tries every step out on a tiny model; says nothing about speed
 
 Weights are random, in the published configurations: the figures do not depend on them. Without a GPU nothing is
-measured, and the exit code is 0; it is 1 where a stage of vitrail failed.
+measured, and the exit code is 0; it is 1 where a stage of vitrail failed, 2 where a package is missing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -40,32 +41,45 @@ NEEDED = {
 
 def main() -> None:
     args = arguments()
-    if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
-        sys.exit(
-            f"not installed here: {', '.join(missing)}; docs/benchmark.md tells how to bring them without a network"
-        )
+    if missing := not_installed():
+        print(missing, file=sys.stderr)
+        sys.exit(2)
     if args.device == "cuda" and (why := no_gpu()):
-        print(f"nothing measured: {why}")
+        print(f"nothing measured: {why}. --device cpu --tiny tries the benchmark out.")
         return
     # Imported first, torch brings the CUDA libraries that onnxruntime-gpu then finds loaded.
     importlib.import_module("torch")
     session = importlib.import_module("bench.gpu.session")
     with tempfile.TemporaryDirectory(prefix="vitrail-bench-", dir=args.work) as work:
-        card = session.run(wanted(args, Path(work)))
+        try:
+            card = session.run(wanted(args, Path(work)))
+        except session.VitrailError as error:
+            print(error, file=sys.stderr)
+            sys.exit(error.exit_code)
     print(session.card_text(card), file=sys.stderr)
     print(json.dumps(card))
     sys.exit(1 if session.failed(card) else 0)
 
 
+def not_installed(*, also: tuple[str, ...] = ()) -> str | None:
+    """What to install, in words; None where nothing is missing."""
+    needed = {**NEEDED, **{name: name for name in also}}
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    cure = "docs/benchmark.md tells how to bring them where there is no network"
+    return f"not installed here: {', '.join(missing)}; {cure}" if missing else None
+
+
 def no_gpu() -> str | None:
     """Why there is no GPU to measure on; None where there is one."""
+    from vitrail.session.cause import driver_fault  # noqa: PLC0415 - after what is missing was told
+
+    if why := driver_fault(0):
+        return why
     import torch  # noqa: PLC0415
 
-    if torch.cuda.is_available():
-        return None
-    if torch.version.cuda is None:
-        return f"this torch ({torch.__version__}) is built without CUDA; --device cpu --tiny tries the benchmark out"
-    return "torch sees no NVIDIA GPU or driver; --device cpu --tiny tries the benchmark out"
+    if not torch.cuda.is_available():
+        return f"this torch ({torch.__version__}) does not reach the GPU that the driver finds"
+    return None
 
 
 def wanted(args: argparse.Namespace, work: Path) -> Wanted:
@@ -80,6 +94,7 @@ def wanted(args: argparse.Namespace, work: Path) -> Wanted:
         plot=args.plot,
         compile=args.compile,
         work=work,
+        tests=json.loads(os.environ.get("VITRAIL_BENCH_TESTS", "null")),
     )
 
 

@@ -12,7 +12,7 @@ from bench.gpu.weights import RandomWeights, write_graph
 
 from vitrail.manifest import Artifact, Manifest, TokenizerContract
 from vitrail_export.decoder import build_decoder
-from vitrail_export.embeddings import EMBEDDINGS, save_embeddings
+from vitrail_export.embeddings import EMBEDDINGS, save_embeddings, save_quantized_embeddings
 from vitrail_export.exporter import describe, weight_bytes
 from vitrail_export.projector import build_projector
 from vitrail_export.synthetic_tokenizer import write_tokenizer
@@ -40,7 +40,10 @@ def write_artifacts(subject: Subject, out: Path, *, seed: int = 0) -> Manifest:
     manifest = describe(config, options, tokenizer, out, name=subject.title)
     for name, graph in graphs.items():
         write_graph(graph, source, out / f"{name}.onnx", threads=threads)
-    save_embeddings(source, out / EMBEDDINGS, np.dtype("f2"), lambda *_: None)
+    if options.table_precision == "float":
+        save_embeddings(source, out / EMBEDDINGS, np.dtype("f2"), lambda *_: None)
+    else:
+        save_quantized_embeddings(source, out, options.table_precision, lambda *_: None)
     files = [file for file in out.iterdir() if file.suffix in (".onnx", ".data", ".npy")]
     artifacts = {file.name.removesuffix(".onnx").removesuffix(".npy"): _artifact(file) for file in files}
     manifest = manifest.model_copy(update={"artifacts": {**manifest.artifacts, **artifacts}})

@@ -19,6 +19,7 @@ from bench.gpu.models import Sizes, Subject
 from bench.gpu.peer import TorchPeer
 from bench.gpu.roofline import Roofline, Work
 from bench.gpu.serving import answer_batch, answer_pictures, engine_of, first_token, pictures
+from bench.gpu.thread import OneThread
 from bench.gpu.timing import interleaved
 from bench.gpu.weights import RandomWeights
 
@@ -186,7 +187,7 @@ def open_bed(
             roof,
             figures,
             manifest,
-            Vitrail(vision, decoder, chunk=sizes.context_tokens),
+            Vitrail(vision, decoder),
             engine,
             Work(subject.config, manifest.artifacts["decoder.onnx.data"].size_bytes),
             peer,
@@ -195,6 +196,7 @@ def open_bed(
         after = device.used_bytes()
         peer_bytes = 0 if peer is None else peer.weight_bytes
         bed.drop()
+        decoder.close()
     del vision, decoder, engine, peer
     device.release()
     figures.add_memory(
@@ -207,12 +209,10 @@ def open_bed(
     )
 
 
-def _sessions(directory: Path, manifest: Manifest, device: Device, sizes: Sizes) -> tuple[Any, Any]:
+def _sessions(directory: Path, manifest: Manifest, device: Device, sizes: Sizes) -> tuple[Any, OneThread]:
     vision = open_vision(directory, manifest, device.provider, tiles_per_run=max(sizes.tiles))
-    decoder = open_decoder(
-        directory, manifest, device.provider, slots=sizes.slots, capacity=sizes.context_tokens
-    )
-    return vision, decoder
+    cache = {"slots": sizes.slots, "capacity": sizes.context_tokens}
+    return vision, OneThread(lambda: open_decoder(directory, manifest, device.provider, **cache))
 
 
 def _peer(subject: Subject, device: Device) -> TorchPeer:

@@ -7,8 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from bench.gpu.peer import TorchPeer
+from bench.gpu.thread import OneThread
 
 from vitrail.core import Int32, Uint8
+from vitrail.sample import Draw
 from vitrail.session import DecoderSession, Step, VisionSession
 
 
@@ -33,40 +35,48 @@ class Contestant(Protocol):
 
 
 class Vitrail:
-    """The sessions of an export, as the engine uses them: embeds and logits go through host memory."""
+    """The sessions of an export, as the engine uses them: embeds go through host memory, and so do the logits where the
+    session does not draw tokens itself.
+    """
 
-    def __init__(self, vision: VisionSession, decoder: DecoderSession, *, chunk: int) -> None:
-        self.vision, self.decoder, self._chunk = vision, decoder, chunk
+    def __init__(self, vision: VisionSession, decoder: OneThread) -> None:
+        self._vision, self._decoder = vision, decoder
         self._tokens: Int32 = np.zeros(0, np.int32)
         self._cached = 0
 
     def see(self, tiles: Uint8) -> object:
-        return self.vision.project(self.vision.encode(tiles))
+        return self._vision.project(self._vision.encode(tiles))
 
     def prefill(self, ids: Int32) -> int:
-        embeds = self.decoder.embed(ids)
-        logits = np.empty((0, 0), np.float32)
-        for start in range(0, len(ids), self._chunk):
-            part = embeds[None, start : start + self._chunk]
-            wanted = [part.shape[1] - 1] if start + self._chunk >= len(ids) else []
-            logits = self.decoder.forward(_step(part, [start], wanted))
-        return int(logits[0].argmax())
+        session = self._decoder.session
+        step = _step(session.embed(ids)[None], [0], [len(ids) - 1])
+        return self._decoder.run(lambda: _greedy(session, step)[0])
 
     def begin(self, ids: Int32, *, rows: int, steps: int) -> None:
-        if rows > self.decoder.slots or len(ids) + steps > self.decoder.capacity:
+        decoder = self._decoder
+        if rows > decoder.slots or len(ids) + steps > decoder.capacity:
             raise ValueError(f"{rows} rows of {len(ids) + steps} tokens exceed the session's cache")
         first = self.prefill(ids)
         for row in range(1, rows):
-            self.decoder.copy(0, row, len(ids))
+            decoder.copy(0, row, len(ids))
         self._tokens, self._cached = np.full(rows, first, np.int32), len(ids)
 
     def decode(self, steps: int) -> None:
-        rows = len(self._tokens)
+        self._decoder.run(lambda: self._decode(steps))
+
+    def _decode(self, steps: int) -> None:
+        session, rows = self._decoder.session, len(self._tokens)
         for _ in range(steps):
-            embeds = self.decoder.embed(self._tokens)[:, None]
-            logits = self.decoder.forward(_step(embeds, [self._cached] * rows, list(range(rows))))
-            self._tokens = logits.argmax(1).astype(np.int32)
+            embeds = session.embed(self._tokens)[:, None]
+            step = _step(embeds, [self._cached] * rows, list(range(rows)))
+            self._tokens = np.array(_greedy(session, step), np.int32)
             self._cached += 1
+
+
+def _greedy(session: DecoderSession, step: Step) -> list[int]:
+    """The most likely token at every wanted position."""
+    found = session.sample(step, [Draw()] * len(step.logit_positions))
+    return [int(each) if np.ndim(each) == 0 else int(np.argmax(each)) for each in found]
 
 
 def _step(embeds: Any, past: list[int], wanted: list[int]) -> Step:

@@ -19,10 +19,10 @@ from bench.gpu.report import card_text, failures, of_vitrail
 from bench.gpu.roofline import Roofline, measure_roofline
 
 from vitrail.benchmark.device import device_fields
-from vitrail.errors import OptionError
+from vitrail.errors import OptionError, VitrailError
 from vitrail_export.published import PUBLISHED
 
-__all__ = ["Wanted", "card_text", "failed", "run"]
+__all__ = ["VitrailError", "Wanted", "card_text", "failed", "run"]
 
 # The first group of a model also measures the peer: PyTorch is the same for all of our precisions.
 MODELS = ("internvl2-2b:fp16", "internvl3-8b:fp16", "internvl3-8b:int4", "internvl2-2b:int4")
@@ -30,7 +30,9 @@ MODELS = ("internvl2-2b:fp16", "internvl3-8b:fp16", "internvl3-8b:int4", "intern
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What to measure. models: NAME:PRECISION, None for all; seconds: of the whole run; out: a directory."""
+    """What to measure. models: NAME:PRECISION, None for all; seconds: of the whole run; out: a directory; tests: how the
+    GPU tests went before.
+    """
 
     device: str
     tiny: bool
@@ -40,6 +42,7 @@ class Wanted:
     plot: bool
     compile: bool
     work: Path
+    tests: dict[str, Any] | None = None
 
 
 def run(wanted: Wanted) -> dict[str, Any]:
@@ -94,6 +97,7 @@ def _heading(device: Device, wanted: Wanted) -> dict[str, Any]:
         "bench": "gpu",
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "tiny": wanted.tiny,
+        "tests": wanted.tests,
         "device": {**device.fields(), **fields},
         "vitrail": fields["vitrail"],
         "commit": fields["commit"],

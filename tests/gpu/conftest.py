@@ -6,7 +6,6 @@ VITRAIL_TEST_PROVIDER=cpu runs those that take the `provider` on a CPU: that is 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import os
 from functools import cache
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from vitrail.providers import Cpu, Cuda, parse_provider
+from vitrail.session.cause import driver_fault
 
 HERE = Path(__file__).parent
 PROVIDER = os.environ.get("VITRAIL_TEST_PROVIDER", "cuda")
@@ -23,14 +23,7 @@ PROVIDER = os.environ.get("VITRAIL_TEST_PROVIDER", "cuda")
 @cache
 def no_gpu() -> str | None:
     """Why there is no GPU, as the driver tells it; None where there is one."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver here (libcuda.so.1)"
-    count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return "the NVIDIA driver sees no GPU"
-    return None
+    return driver_fault(0)
 
 
 def no_provider() -> str | None:
