@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from vitrail_export.engine.options import EngineOptions
 from vitrail_export.engine.shapes import decoder_profiles, projector_profile, vision_profile
 from vitrail_export.engine.sources import Source, Sources, open_checkpoint
 from vitrail_export.engine.timing import cache_path
+from vitrail_export.engine.workspace import scratch_folder
 from vitrail_export.exporter import check_disk
 
 FOLDER = "engines"
@@ -55,13 +55,12 @@ def build_engines(
     picture_files(options.pictures)
     check_hashes(manifest, directory)
     checkpoint = open_checkpoint(options, manifest)
-    (directory / FOLDER).mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=directory / FOLDER) as scratch:
-        sources = Sources(directory, manifest, options, Path(scratch), checkpoint)
-        found = {stage: sources.find(stage) for stage in options.stages}
+    with scratch_folder(directory / FOLDER) as scratch:
+        sources = Sources(directory, manifest, options, scratch, checkpoint)
+        found = [sources.find(stage) for stage in options.stages]
         gate = Gate(directory, manifest)
-        build = Build(directory, manifest, options, builder, targets, capacity, Path(scratch), gate, report)
-        return tuple(build.stage(source) for source in found.values())
+        build = Build(directory, manifest, options, builder, targets, capacity, scratch, gate, report)
+        return tuple(build.stage(source) for source in found)
 
 
 @dataclass(frozen=True, slots=True)

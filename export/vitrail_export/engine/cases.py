@@ -66,7 +66,6 @@ def _extremes(size: int) -> dict[str, Array]:
     noise = np.random.default_rng(0).integers(0, 2, shape) * 255
     return {
         "black": np.zeros(shape, np.uint8),
-        "white": np.full(shape, 255, np.uint8),
         "a checkerboard": np.broadcast_to(checks, shape).astype(np.uint8),
         "noise": noise.astype(np.uint8),
     }
@@ -80,9 +79,11 @@ def _read(manifest: Manifest, pictures: tuple[Path, ...]) -> Iterator[tuple[Path
 
 
 def picture_files(pictures: tuple[Path, ...]) -> list[Path]:
-    """Files as they are named, folders by their picture files. Raises OptionError where one has none."""
+    """Files as they are named, folders by their picture files. Raises OptionError where there are none."""
     found: list[Path] = []
     for path in pictures:
+        if not path.exists():
+            raise OptionError(f"there is no picture '{path}'; name files or folders of pictures")
         inside = (
             sorted(each for each in path.iterdir() if each.suffix.lower() in SUFFIXES)
             if path.is_dir()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_dtypes  # noqa: F401  teaches numpy the name bfloat16
+import numpy as np
 import onnx_ir as ir
 
 from vitrail.errors import ArtifactError
@@ -26,8 +27,10 @@ KEPT = WIDE | {"Cast"}
 
 def widen(model: ir.Model) -> None:
     """In place: float32 throughout, in operators of ONNX alone. Raises ArtifactError for what has no such form."""
-    for node in list(model.graph):
-        _standardize(model.graph, node)
+    replaced = [_standardize(model.graph, node) for node in list(model.graph)]
+    if any(replaced):
+        # Nothing knew the types of what follows an operator of ONNX Runtime's own.
+        ir.passes.common.ShapeInferencePass()(model)
     for value in model.graph.initializers.values():
         if value.dtype == FLOAT16:
             cast_weight(value, FLOAT)
@@ -83,12 +86,12 @@ def values(graph: ir.Graph) -> Iterator[ir.Value]:
 def cast_weight(value: ir.Value, dtype: ir.DataType) -> None:
     """Its bytes are converted when the graph is saved, one weight at a time."""
     held: Any = value.const_value
-    value.const_value = ir.LazyTensor(
-        lambda: ir.Tensor(held.numpy().astype(dtype.numpy()), dtype=dtype, name=value.name),
-        dtype=dtype,
-        shape=held.shape,
-        name=value.name,
-    )
+
+    def convert() -> ir.Tensor:
+        with np.errstate(over="ignore"):  # the graph is tried before it is built, and tells of infinities
+            return ir.Tensor(held.numpy().astype(dtype.numpy()), dtype=dtype, name=value.name)
+
+    value.const_value = ir.LazyTensor(convert, dtype=dtype, shape=held.shape, name=value.name)
     value.dtype = dtype
 
 
@@ -97,22 +100,19 @@ def new_cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
     return ir.node("Cast", [value], {"to": int(dtype)}, outputs=[made], name=name)
 
 
-def _standardize(graph: ir.Graph, node: ir.Node) -> None:
-    if node.domain not in ("", "ai.onnx"):
-        if (node.op_type, node.domain) != ("MultiHeadAttention", CONTRIB):
-            raise ArtifactError(f"the graph uses ONNX Runtime's own operator {node.op_type}")
-        heads = node.attributes["num_heads"].as_int()
-        attributes = {
-            "q_num_heads": heads,
-            "kv_num_heads": heads,
-            "scale": node.attributes["scale"].as_float(),
-        }
-        old = node.outputs[0]
-        made = ir.Value(name=f"{old.name}.standard", type=old.type, shape=old.shape)
-        attention = ir.node(
-            "Attention", node.inputs, attributes, outputs=[made], version=OPSET, name=node.name
-        )
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [attention], [old], [made])
+def _standardize(graph: ir.Graph, node: ir.Node) -> bool:
+    """Whether the node had to be replaced."""
+    if node.domain in ("", "ai.onnx"):
+        return False
+    if (node.op_type, node.domain) != ("MultiHeadAttention", CONTRIB):
+        raise ArtifactError(f"TensorRT has no operator {node.op_type}, which is ONNX Runtime's own")
+    heads = node.attributes["num_heads"].as_int()
+    attributes = {"q_num_heads": heads, "kv_num_heads": heads, "scale": node.attributes["scale"].as_float()}
+    old = node.outputs[0]
+    made = ir.Value(name=old.name)
+    attention = ir.node("Attention", node.inputs, attributes, outputs=[made], version=OPSET, name=node.name)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [attention], [old], [made])
+    return True
 
 
 def _bypass(graph: ir.Graph, cast: ir.Node) -> None:

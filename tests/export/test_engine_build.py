@@ -1,0 +1,201 @@
+"""Engines that TensorRT-RTX really builds, without a GPU, of small checkpoints."""
+
+import shutil
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tests.conftest import CHECKPOINTS, REFERENCE
+from typer.testing import CliRunner
+
+from vitrail.cli import app
+from vitrail.errors import ArtifactError, ExportError
+from vitrail.manifest import EngineProfile, Shapes, engine_file, load_manifest, sha256
+from vitrail_export.engine.build import build_engines
+from vitrail_export.engine.builders import open_builder
+from vitrail_export.engine.compile import compile_graph
+from vitrail_export.engine.options import EngineOptions
+from vitrail_export.engine.workspace import scratch_folder
+
+pytest.importorskip("tensorrt_rtx", reason="engines are built by tensorrt_rtx, which this platform has not")
+TARGETS = ("sm_86", "sm_89")
+STANDARD = {
+    "precision": "int4",
+    "activations": "float16",
+    "dialect": "standard",
+    "vision_precision": "float16",
+}
+
+
+def builder_and_version():
+    return "tensorrt-rtx", open_builder("tensorrt-rtx").version
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def built(request, exported, tmp_path_factory):
+    directory = shutil.copytree(
+        exported(request.param, **STANDARD), tmp_path_factory.mktemp("engines") / request.param
+    )
+    options = EngineOptions(targets=TARGETS, decoder=True, slots=2, context_tokens=512, prefill_chunk=128)
+    return directory, build_engines(directory, options)
+
+
+def test_every_stage_gets_an_engine_that_the_manifest_describes(built):
+    directory, records = built
+    manifest, (builder, version) = load_manifest(directory), builder_and_version()
+    assert manifest.engines == records
+    assert [record.stage for record in records] == ["vision_encoder", "projector", "decoder"]
+    for record in records:
+        assert manifest.engine(record.stage, builder, "sm_89", builder_version=version) == record
+        assert record.parity.cosine > 0.999
+        file = engine_file(manifest, record, directory)
+        assert sha256(file) == manifest.artifacts[record.artifact].sha256
+        assert file.stat().st_size > 1e5
+    assert not list((directory / "engines").glob(".build*"))
+
+
+def test_profiles_are_those_that_were_asked_for(built):
+    directory, (vision, projector, decoder) = built
+    contract = load_manifest(directory).decoder
+    assert vision.profiles[0].inputs["tiles"] == Shapes(
+        min=(1, 3, 448, 448), opt=(13, 3, 448, 448), max=(13, 3, 448, 448)
+    )
+    assert projector.max_tiles == 13
+    assert (decoder.slots, decoder.capacity) == (2, 512)
+    decode, prefill = decoder.profile("decode").inputs, decoder.profile("prefill").inputs
+    assert decode["inputs_embeds"].max == (2, 1, contract.hidden_size)
+    assert prefill["inputs_embeds"].max == (1, 128, contract.hidden_size)
+    last = f"past.{contract.layers - 1}.value"
+    assert decode[last].min == (1, contract.kv_heads, 512, contract.head_dim)
+
+
+def test_an_engine_for_another_target_or_version_or_builder_is_refused_with_the_command(built):
+    directory, _ = built
+    manifest, (builder, version) = load_manifest(directory), builder_and_version()
+    for arguments, message in (
+        (
+            ("decoder", builder, "sm_120"),
+            (
+                r"decoder has engines for tensorrt-rtx on sm_86/sm_89; tensorrt-rtx on sm_120 is needed; build one "
+                r"with: vitrail engine .* --with tensorrt-rtx --targets sm_120 --decoder"
+            ),
+        ),
+        (
+            ("projector", "tensorrt", "sm_86"),
+            r"tensorrt on sm_86 is needed; .*--with tensorrt --targets current$",
+        ),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            manifest.engine(*arguments, directory=directory)
+    with pytest.raises(
+        ArtifactError, match=rf"was built by tensorrt-rtx {version}, 9\.9 is installed; build one"
+    ):
+        manifest.engine("projector", builder, "sm_86", builder_version="9.9")
+
+
+def test_a_damaged_engine_is_refused_by_name_and_keeps_nothing_else_from_loading(built, tmp_path):
+    directory = shutil.copytree(built[0], tmp_path / "artifacts")
+    manifest = load_manifest(directory)
+    record = manifest.engine("projector", "tensorrt-rtx", "sm_86")
+    file = engine_file(manifest, record, directory)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        ArtifactError,
+        match=r"\.engine' does not match its hash .*build it again with: vitrail engine .*sm_86",
+    ):
+        engine_file(manifest, record, directory)
+    file.write_bytes(content[:-1])
+    with pytest.raises(ArtifactError, match=r"bytes, its manifest says .*: damaged; build it again"):
+        engine_file(manifest, record, directory)
+    file.unlink()
+    with pytest.raises(ArtifactError, match=r"lacks the engine engines/projector\..*build it again"):
+        engine_file(manifest, record, directory)
+    assert load_manifest(directory, contents=True).engines
+
+
+def test_the_command_makes_an_int8_engine_from_the_checkpoint_and_it_replaces_the_one_before(
+    exported, tmp_path
+):
+    directory = shutil.copytree(exported("internvl2-tiny", vision_precision="int8"), tmp_path / "artifacts")
+    command = ["engine", directory, "--checkpoint", REFERENCE / "internvl2-tiny", "--targets", "sm_89"]
+    picture = REFERENCE / "images" / "coffee.png"
+    files = []
+    for extra in ((), ("--precision", "int8", "--pictures", picture, "--max-tiles", "3")):
+        result = CliRunner().invoke(app, [str(each) for each in (*command, *extra)])
+        assert result.exit_code == 0, result.stderr
+        files.append(sorted(path.name for path in (directory / "engines").glob("*.engine")))
+    assert "vision_encoder  int8" in result.stderr
+    assert files[0] == [
+        "projector.tensorrt-rtx.sm_89.fp16.engine",
+        "vision_encoder.tensorrt-rtx.sm_89.fp16.engine",
+    ]
+    assert files[1] == [
+        "projector.tensorrt-rtx.sm_89.fp16.engine",
+        "vision_encoder.tensorrt-rtx.sm_89.int8.engine",
+    ]
+    engines = load_manifest(directory, contents=True).engines
+    assert [(each.stage, each.precision, each.max_tiles) for each in engines] == [
+        ("vision_encoder", "int8", 3),
+        ("projector", "fp16", 3),
+    ]
+
+
+def test_two_builds_in_one_export_do_not_meet(tmp_path):
+    with (
+        scratch_folder(tmp_path / "engines"),
+        pytest.raises(ExportError, match="another process builds engines in"),
+        scratch_folder(tmp_path / "engines"),
+    ):
+        pass
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path):
+    with scratch_folder(tmp_path / "engines") as scratch:
+        (scratch / "decoder.onnx.data").write_bytes(b"x")
+        shutil.copytree(scratch, tmp_path / "left")
+    shutil.copytree(tmp_path / "left", tmp_path / "engines" / ".build")
+    with scratch_folder(tmp_path / "engines") as scratch:
+        assert not list(scratch.iterdir())
+
+
+def tensor(name, dtype, shape):
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def compile_node(tmp_path, node, inputs, *, profile=None):
+    graph = helper.make_graph([node], "g", inputs, [tensor("y", TensorProto.UNDEFINED, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    onnx.save(model, tmp_path / "odd.onnx")
+    compile_graph(
+        open_builder("tensorrt-rtx"),
+        tmp_path / "odd.onnx",
+        tmp_path / "odd.engine",
+        targets=("sm_86",),
+        profiles=(profile,) if profile else (),
+        timing=tmp_path / "timing.cache",
+    )
+
+
+def test_an_operator_that_the_builder_does_not_take_is_named(tmp_path):
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"], name="odd")
+    with pytest.raises(ExportError, match=r"parser refuses DynamicQuantizeLinear \(odd\)"):
+        compile_node(tmp_path, node, [tensor("x", TensorProto.FLOAT, [4, 4])])
+    assert not (tmp_path / "odd.engine").exists()
+
+
+def test_an_input_that_the_builder_drops_is_an_error(tmp_path):
+    """Its parser ignores nonpad_kv_seqlen, so that such an engine would attend to what lies behind the end."""
+    shape, half = [1, 4, 8, 16], TensorProto.FLOAT16
+    inputs = [tensor(name, half, shape) for name in "qkv"] + [tensor("lengths", TensorProto.INT64, [1])]
+    node = helper.make_node("Attention", ["q", "k", "v", "", "", "", "lengths"], ["y"])
+    with pytest.raises(ExportError, match=r"drops an input of odd, .*Unused Input: lengths"):
+        compile_node(tmp_path, node, inputs)
+
+
+def test_a_build_that_fails_tells_the_builder_s_own_words(tmp_path):
+    profile = EngineProfile(name="bad", inputs={"x": Shapes(min=(5, 4), opt=(5, 4), max=(5, 4))})
+    node = helper.make_node("Relu", ["x"], ["y"])
+    with pytest.raises(ExportError, match=r"refuses the profile 'bad'|built no engine of odd: .*\w"):
+        compile_node(tmp_path, node, [tensor("x", TensorProto.FLOAT, [4, 4])], profile=profile)
