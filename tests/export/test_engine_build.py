@@ -121,6 +121,8 @@ def test_the_command_makes_an_int8_engine_from_the_checkpoint_and_it_replaces_th
     directory = shutil.copytree(exported("internvl2-tiny", vision_precision="int8"), tmp_path / "artifacts")
     command = ["engine", directory, "--checkpoint", REFERENCE / "internvl2-tiny", "--targets", "sm_89"]
     picture = REFERENCE / "images" / "coffee.png"
+    (directory / "engines").mkdir()
+    (directory / "engines" / "left.engine").write_bytes(b"of an earlier export")
     files = []
     for extra in ((), ("--precision", "int8", "--pictures", picture, "--max-tiles", "3")):
         result = CliRunner().invoke(app, [str(each) for each in (*command, *extra)])

@@ -134,21 +134,26 @@ class Build:
 
 
 def record_engine(directory: Path, record: EngineRecord, file: Path) -> None:
-    """Add an engine to the manifest. Older ones of the same stage and builder, for no other targets, are removed."""
+    """Add an engine to the manifest. Older ones of the same stage and builder, for no other targets, leave it.
+
+    Engine files that the manifest does not name are removed: those, and what an earlier export left.
+    """
     manifest = load_manifest(directory)
-    replaced = [
+    kept = [
         each
         for each in manifest.engines
-        if (each.stage, each.builder) == (record.stage, record.builder)
-        and set(each.targets) <= set(record.targets)
+        if (each.stage, each.builder) != (record.stage, record.builder)
+        or not set(each.targets) <= set(record.targets)
     ]
-    artifacts = dict(manifest.artifacts)
-    for each in replaced:
-        old = directory / artifacts.pop(each.artifact).path
-        if old != file:
-            old.unlink(missing_ok=True)
-    artifacts[record.artifact] = Artifact(
-        path=file.relative_to(directory).as_posix(), sha256=sha256(file), size_bytes=file.stat().st_size
-    )
-    engines = (*(each for each in manifest.engines if each not in replaced), record)
-    manifest.model_copy(update={"artifacts": artifacts, "engines": engines}).write(directory)
+    artifacts = {
+        **manifest.graphs,
+        **{each.artifact: manifest.artifacts[each.artifact] for each in kept},
+        record.artifact: Artifact(
+            path=file.relative_to(directory).as_posix(), sha256=sha256(file), size_bytes=file.stat().st_size
+        ),
+    }
+    manifest.model_copy(update={"artifacts": artifacts, "engines": (*kept, record)}).write(directory)
+    named = {artifact.path for artifact in artifacts.values()}
+    for found in file.parent.glob("*.engine"):
+        if found.relative_to(directory).as_posix() not in named:
+            found.unlink()
