@@ -1,9 +1,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PACK ?= .pack
+# Without an environment of ours: the machine's own Python, which has torch, and what PACK brings.
+GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train test lint types bench clean
+.PHONY: help setup demo demo-train test lint types bench gpu-check gpu-pack clean
 
 help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +39,12 @@ types: setup  ## strict type checking
 bench: setup  ## time and memory of exporting a synthesized InternVL2-2B
 	$(BIN)/python bench/export.py internvl2-2b --precision fp16
 	$(BIN)/python bench/export.py internvl2-2b --precision int4
+
+gpu-check:  ## on a machine with a GPU: its tests, then the benchmark beside PyTorch; 9 minutes, no network
+	PYTHONPATH=$(CURDIR)/runtime:$(CURDIR)/export:$(CURDIR)/$(PACK) $(GPU_PYTHON) -m bench.gpu.check
+
+gpu-pack: setup  ## wheels that gpu-check needs where there is no network, in .pack-wheels
+	$(BIN)/python -m bench.gpu.pack
 
 clean:  ## remove the environment and exported models
 	rm -rf $(VENV) models
