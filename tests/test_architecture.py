@@ -67,6 +67,7 @@ FOR_EXPORT = {
     "plan",
     "prompt",
     "providers",
+    "sample",
     "session",
     "templates",
     "tiling",

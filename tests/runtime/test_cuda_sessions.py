@@ -10,13 +10,18 @@ import pytest
 from tests.runtime.engine_fakes import HostDriver
 from tests.runtime.test_trt_sessions import a_conversation, step
 
+from vitrail.answer import collect
+from vitrail.decoder import Decoder, Settings
+from vitrail.engine import Engine
 from vitrail.errors import InvalidInput, OptionError
 from vitrail.manifest import load_manifest
 from vitrail.providers import Cpu
+from vitrail.sample import Draw, draw
 from vitrail.session import inference
 from vitrail.session.cuda import OrtCudaDecoder, OrtCudaVision
 from vitrail.session.cuda_buffers import Device
 from vitrail.session.ort import OrtDecoder, OrtVision
+from vitrail.tokenizer import load_tokenizer
 
 SLOTS, CAPACITY = 4, 256
 FORMS = [
@@ -130,6 +135,44 @@ def test_too_little_memory_is_told_before_anything_is_computed(exported):
         )
 
 
+def test_a_step_answers_with_tokens_and_with_logits_where_a_row_asks_for_them(exported):
+    host, device = open_pair(exported("internvl2-tiny"))
+    draws = [Draw(), None, Draw(0.9, top_k=50, top_p=0.8, uniform=0.7)]
+    for session in (host, device):
+        session.forward(step(session, 0, [0], new=9))
+    given = step(host, 0, [9, 0, 0, 0], wanted=[0, 2, 3])
+    logits, found = host.forward(given), device.sample(given, draws)
+    assert found[0] == logits[0].argmax()
+    np.testing.assert_allclose(found[1], logits[1], atol=2e-5, rtol=0)
+    assert found[2] == draw(logits[2], draws[2], 0.7)
+    assert device.sample(step(device, 3, [1], new=5), []) == []
+    assert device.sample(step(device, 3, [6], new=5, wanted=[4]), [Draw()]) == [
+        device.forward(step(device, 3, [6], new=5, wanted=[4]))[0].argmax()
+    ]
+
+
+def test_an_engine_says_on_a_device_what_it_says_on_the_host(exported):
+    """Sampled, penalized and greedy answers at once, by the same seeds."""
+    directory, manifest = exported("internvl2-tiny"), load_manifest(exported("internvl2-tiny"))
+    options = [
+        {"temperature": 0},
+        {"temperature": 1.0, "top_k": 20, "seed": 5, "n": 2},
+        {"temperature": 0.8, "repetition_penalty": 1.2, "seed": 6},
+        {"temperature": 0, "logprobs": 2},
+    ]
+
+    def answers(session):
+        tokenizer = load_tokenizer(directory, manifest.tokenizer)
+        decoder = Decoder(session, tokenizer, manifest.tokenizer, Settings(slots=SLOTS))
+        vision = OrtVision(directory, manifest, provider=Cpu(1))
+        with Engine(manifest=manifest, tokenizer=tokenizer, vision=vision, decoder=decoder) as engine:
+            streams = [engine.stream("Say it.", max_tokens=12, ignore_eos=True, **each) for each in options]
+            return [[choice.token_ids for choice in collect(stream).choices] for stream in streams]
+
+    host, device = open_pair(directory)
+    assert answers(device) == answers(host)
+
+
 @pytest.mark.parametrize("form", [{}, {"vision_precision": "float16"}, {"vision_precision": "int8"}], ids=str)
 def test_vision_on_the_device_is_that_on_the_host(exported, form):
     directory = exported("internvl2-tiny", **form)
@@ -148,4 +191,10 @@ def test_vision_on_the_device_is_that_on_the_host(exported, form):
 def test_nothing_in_a_decoder_of_dialect_ort_is_computed_on_the_host(exported, form):
     """A CUDA graph holds no copies from and to it; onnxruntime refuses to capture what has some."""
     graph = onnx.load(exported("internvl2-tiny", **form) / "decoder.onnx", load_external_data=False).graph
-    assert not {node.op_type for node in graph.node} & {"Shape", "Size", "Range", "NonZero", "ConstantOfShape"}
+    assert not {node.op_type for node in graph.node} & {
+        "Shape",
+        "Size",
+        "Range",
+        "NonZero",
+        "ConstantOfShape",
+    }

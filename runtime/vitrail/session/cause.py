@@ -42,6 +42,7 @@ _PATTERNS = (
         "the GPU's memory does not suffice ({0})",
         "lower slots, context or tiles per run, raise the provider's memory limit, or export at a lower precision",
     ),
+    (r"CUDA failure (\d+: [^;]+?) *;", "CUDA failed ({0})", "look at nvidia-smi, and at the kernel's log"),
 )
 
 

@@ -7,11 +7,11 @@ same where there are graphs: onnxruntime keeps them by thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vitrail.session import OnHost
+from vitrail.providers import Cuda
 from vitrail.session.contract import (
     LENGTHS,
     STAGES,
@@ -25,7 +25,8 @@ from vitrail.session.contract import (
 from vitrail.session.cuda_buffers import Buffers, Device
 from vitrail.session.cuda_driver import LibCuda, Rows
 from vitrail.session.cuda_memory import Port
-from vitrail.session.inference import check_cuda, open_session, run_bound
+from vitrail.session.cuda_sampler import GREEDY, DeviceSampler
+from vitrail.session.inference import check_cuda, check_cudnn, open_session, run_bound
 from vitrail.session.table import open_table
 from vitrail.session.trt_steps import Block, chunks, covering, distinct_rows, widened
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from vitrail.core import Float, Int32, Int64, Uint8
     from vitrail.manifest import DecoderContract, Manifest
-    from vitrail.providers import Cuda
+    from vitrail.sample import Draw
     from vitrail.session import Step
     from vitrail.session.cuda_driver import Array
 
@@ -61,6 +62,8 @@ class OrtCudaVision:
         stages: Sequence[str] = STAGES,
         optimize: bool = True,
     ) -> None:
+        if isinstance(device.provider, Cuda) and "vision_encoder" in stages:
+            check_cudnn(device.provider)
         self.contract = manifest.vision
         # Activations are quantized over a whole run: alone, a tile does not depend on its neighbours.
         most = self._most = 1 if self.contract.precision == "int8" else tiles_per_run
@@ -104,7 +107,14 @@ class OrtCudaVision:
         return work.take(target.name, shape).copy()
 
 
-class OrtCudaDecoder(OnHost):
+class Wanted(NamedTuple):
+    """Rows of the device's logits that a step asked for, and how many it computed."""
+
+    rows: Int64
+    computed: int
+
+
+class OrtCudaDecoder:
     """DecoderSession: the language model, its KV cache on the device, one buffer per layer and kind, written in place.
 
     The embedding table stays in the host's memory: a step needs a row per token, which one upload brings, and the table
@@ -124,19 +134,18 @@ class OrtCudaDecoder(OnHost):
         contract = self.contract = manifest.decoder
         self.slots, self.capacity = slots, capacity
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
-        self.graphs = (
-            device.graphs and contract.dialect == "ort"
-        )  # the other one computes its mask from shapes
+        self.graphs = device.graphs
         path = directory / manifest.artifacts["decoder"].path
         self.session = open_session(path, device.provider, optimize=optimize, graphs=self.graphs)
         check_decoder(self.session, contract)
+        self._sampler = DeviceSampler(device, vocab=contract.vocab_size)
         self._caches = [f"{i}.{kind}" for i in range(contract.layers) for kind in ("key", "value")]
         self._token_bytes = contract.head_dim * np.dtype(contract.cache_dtype).itemsize
         self._slot_bytes = contract.kv_heads * capacity * self._token_bytes
         self._chunk = min(capacity, CHUNK_TOKENS)
         self._buffers = Buffers(
             device,
-            _decoder_ports(contract, slots=slots, chunk=self._chunk),
+            [*_decoder_ports(contract, slots=slots, chunk=self._chunk), *DeviceSampler.ports(slots)],
             dict.fromkeys(self._caches, slots * self._slot_bytes),
         )
         self._held = np.zeros(slots, np.int32)
@@ -157,7 +166,26 @@ class OrtCudaDecoder(OnHost):
         self._held[target] = tokens
 
     def forward(self, step: Step) -> Float:
-        return np.concatenate([self._take(rows) for rows in self._runs(step)])
+        return np.concatenate([self._take(wanted.rows) for wanted in self._runs(step)])
+
+    def sample(self, step: Step, draws: Sequence[Draw | None]) -> Sequence[int | Float]:
+        found: list[int | Float] = []
+        for wanted in self._runs(step):
+            found += self._answers(wanted, draws[len(found) : len(found) + len(wanted.rows)])
+        return found
+
+    def _answers(self, wanted: Wanted, draws: Sequence[Draw | None]) -> Sequence[int | Float]:
+        """A token for each row that is wanted, its logits where the device cannot draw it."""
+        if not any(draw is not None for draw in draws):
+            return list(self._take(wanted.rows))
+        planned = [GREEDY] * wanted.computed
+        for row, draw in zip(wanted.rows, draws, strict=True):
+            planned[row] = draw or GREEDY
+        ids, exact = self._sampler.draw(self._buffers, planned)
+        return [
+            int(ids[row]) if draw is not None and exact[row] else self._take(wanted.rows[i : i + 1])[0]
+            for i, (row, draw) in enumerate(zip(wanted.rows, draws, strict=True))
+        ]
 
     def _take(self, rows: Int64) -> Float:
         """These rows of the device's logits."""
@@ -166,8 +194,8 @@ class OrtCudaDecoder(OnHost):
         logits: Float = found[rows - first]
         return logits
 
-    def _runs(self, step: Step) -> Iterator[Int64]:
-        """Run a step, in parts where it is long; the rows of the device's logits that each part was asked for."""
+    def _runs(self, step: Step) -> Iterator[Wanted]:
+        """Run a step, in parts where it is long; what each part leaves on the device."""
         check_capacity(step, self.capacity)
         self._buffers.device.driver.activate()
         narrow = len(step.logit_positions) <= self.slots
@@ -176,7 +204,7 @@ class OrtCudaDecoder(OnHost):
             yield self._decode(part) if new == 1 else self._prefill(part)
             self._held[part.first_slot : part.first_slot + len(part.past_lengths)] = part.past_lengths + new
 
-    def _decode(self, step: Step) -> Int64:
+    def _decode(self, step: Step) -> Wanted:
         block = self._block(step)
         wide = widened(step, block, idle_position=self._held[block.first : block.first + block.rows])
         self._put(wide, np.arange(block.rows))
@@ -187,13 +215,13 @@ class OrtCudaDecoder(OnHost):
             run_bound(self.session, binding, "the decoder", graph=graph)
         else:
             run_bound(self.session, self._bind(wide, block.rows), "the decoder")
-        return wide.logit_positions
+        return Wanted(wide.logit_positions, block.rows)
 
-    def _prefill(self, step: Step) -> Int64:
+    def _prefill(self, step: Step) -> Wanted:
         positions = distinct_rows(step.logit_positions, step.inputs_embeds.shape[1])
         self._put(step, positions)
         run_bound(self.session, self._bind(step, len(positions)), "the decoder")
-        return np.arange(len(step.logit_positions))
+        return Wanted(np.arange(len(step.logit_positions)), len(positions))
 
     def _block(self, step: Step) -> Block:
         """The slots that a decode step runs over: its own without graphs, or where a row beside it has no place left."""

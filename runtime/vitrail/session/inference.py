@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
 from pathlib import Path
@@ -17,13 +18,17 @@ from vitrail.session.cause import cause_in, driver_fault, library_fault
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 EAGER = -1  # onnxruntime's gpu_graph_id of a run that is neither captured nor replayed
 CUDA_SESSION = {
-    "session.use_device_allocator_for_initializers": "1"
-}  # weights beside the arena, at their size
+    "session.use_device_allocator_for_initializers": "1",  # weights beside the arena, at their size
+    "session.record_ep_graph_assignment_info": "1",
+}
+ON_HOST = frozenset(
+    {"Concat", "Min", "Mod", "Neg", "Squeeze"}
+)  # of shapes, by which no tensor crosses the bus
 SDPA_KERNELS = {"auto": 0, "flash": 1, "efficient": 2, "cudnn": 8}
 
 
 def open_session(
-    graph: Path | bytes, provider: Cpu | Cuda, *, optimize: bool = True, graphs: bool = False
+    graph: Path, provider: Cpu | Cuda, *, optimize: bool = True, graphs: bool = False
 ) -> ort.InferenceSession:
     """A session on this provider; ONNX Runtime falls back to no other. graphs: whether its runs may be CUDA graphs.
 
@@ -37,6 +42,8 @@ def open_session(
             graph, options, providers=_providers(provider, graphs=graphs), enable_fallback=0
         )
     except Exception as error:
+        if graphs and "graph capture" in str(error):
+            open_session(graph, provider, optimize=optimize)  # tells which operators are not on the GPU
         raise _load_error(graph, provider, error) from error
     wanted = CUDA if isinstance(provider, Cuda) else CPU
     if wanted not in session.get_providers():
@@ -44,6 +51,8 @@ def open_session(
             f"provider {provider} was asked for, but onnxruntime took {', '.join(session.get_providers())}; "
             "its log on stderr tells why"
         )
+    if isinstance(provider, Cuda):
+        _check_placement(session, graph, provider)
     return session
 
 
@@ -60,6 +69,16 @@ def check_cuda(provider: Cuda) -> None:
     faults = [fault for fault in (driver_fault(provider.device_id), library_fault(library)) if fault]
     if faults:
         raise OptionError(f"provider {provider} cannot run here: {'. Also: '.join(faults)}")
+
+
+def check_cudnn(provider: Cuda) -> None:
+    """Raise OptionError unless cuDNN is there: ONNX Runtime needs it for convolutions, and finds out when one runs."""
+    try:
+        ctypes.CDLL("libcudnn.so.9")
+    except OSError as error:
+        raise OptionError(
+            f"provider {provider} cannot run the vision encoder: {cause_in(str(error))}"
+        ) from error
 
 
 def first_line(error: object) -> str:
@@ -79,6 +98,17 @@ def run_bound(session: ort.InferenceSession, binding: Any, stage: str, *, graph:
         session.run_with_iobinding(binding, run_options(graph))
     except Exception as error:
         raise ServerError(f"{stage} failed: {cause_in(str(error)) or first_line(error)}") from error
+
+
+def _check_placement(session: ort.InferenceSession, graph: Path, provider: Cuda) -> None:
+    """Raise OptionError where onnxruntime computes more than shapes on the CPU, for want of a kernel."""
+    placed = session.get_provider_graph_assignment_info()
+    names = {node.op_type for each in placed if each.ep_name == CPU for node in each.get_nodes()} - ON_HOST
+    if names:
+        raise OptionError(
+            f"{graph.name} has operators that provider {provider} has no kernel for, {', '.join(sorted(names))}: the CPU would "
+            "compute them; export again for a GPU: --vision-precision fp16, and --precision fp16 or --activations fp16"
+        )
 
 
 def _session_options(provider: Cpu | Cuda, *, optimize: bool) -> ort.SessionOptions:
@@ -114,9 +144,8 @@ def _providers(provider: Cpu | Cuda, *, graphs: bool) -> list[Any]:
     return [(CUDA, options), CPU]
 
 
-def _load_error(graph: Path | bytes, provider: Cpu | Cuda, error: Exception) -> ArtifactError | OptionError:
-    name = graph.name if isinstance(graph, Path) else "a graph of vitrail's own"
+def _load_error(graph: Path, provider: Cpu | Cuda, error: Exception) -> ArtifactError | OptionError:
     cause = cause_in(str(error)) if isinstance(provider, Cuda) else None
     if cause is not None:
-        return OptionError(f"provider {provider} cannot load {name}: {cause}")
-    return ArtifactError(f"onnxruntime cannot load {name}: {first_line(error)}; export again")
+        return OptionError(f"provider {provider} cannot load {graph.name}: {cause}")
+    return ArtifactError(f"onnxruntime cannot load {graph.name}: {first_line(error)}; export again")
