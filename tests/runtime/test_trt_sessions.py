@@ -1,6 +1,7 @@
 """TensorRT sessions on a GPU and engines that keep TensorRT's rules and compute on the CPU, beside ONNX Runtime's."""
 
 import gc
+import shutil
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ BUILDERS = ("tensorrt", "tensorrt-rtx")
 
 
 @pytest.fixture(scope="module")
-def directory(exported):
-    made = exported("internvl3-tiny", precision="float16", vision_precision="float16", dialect="standard")
+def directory(exported, tmp_path_factory):
+    export = exported("internvl3-tiny", precision="float16", vision_precision="float16", dialect="standard")
+    made = shutil.copytree(export, tmp_path_factory.mktemp("engines") / "export")
     for builder in BUILDERS:
         with_engines(made, builder=builder, slots=SLOTS, capacity=CAPACITY, chunk=CHUNK, tiles=TILES)
     return made
@@ -232,7 +234,7 @@ def test_all_memory_is_allocated_at_the_start_and_given_back_at_the_end(decoder,
     held = machine.driver.memory_bytes()
     assert len(machine.driver.held) == 2
     list(a_conversation(session))
-    vision.encode(np.zeros((7, 3, 448, 448), np.uint8))
+    vision.encode(np.zeros((4, 3, 448, 448), np.uint8))
     assert machine.driver.memory_bytes() == held
     machine.library.contexts.clear()
     del session, vision
@@ -244,8 +246,8 @@ def test_all_memory_is_allocated_at_the_start_and_given_back_at_the_end(decoder,
 def test_pictures_have_onnxruntimes_features_and_embeds(opened, directory, manifest):
     vision, machine = opened(TrtVision)
     other = OrtVision(directory, manifest)
-    tiles = np.random.default_rng(0).integers(0, 256, (7, 3, 448, 448), np.uint8)
-    for count in (0, 1, 3, 7, 7, 7):
+    tiles = np.random.default_rng(0).integers(0, 256, (4, 3, 448, 448), np.uint8)
+    for count in (0, 2, 4, 4, 4):
         features, expected = vision.encode(tiles[:count]), other.encode(tiles[:count])
         np.testing.assert_allclose(features, expected, atol=2e-2)
         np.testing.assert_allclose(vision.project(expected), other.project(expected), atol=2e-2)

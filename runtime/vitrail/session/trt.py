@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vitrail.core import Float, Int32, Int64, Uint8
-    from vitrail.manifest import EngineRecord, Manifest
+    from vitrail.manifest import DecoderContract, EngineRecord, Manifest
     from vitrail.providers import TensorRt
     from vitrail.sample import Draw
     from vitrail.session import Step
@@ -62,7 +62,7 @@ class TrtVision:
         machine = machine or open_machine(provider)
         self.contract = manifest.vision
         choices = {stage: choose(directory, manifest, stage, machine) for stage in stages}  # type: ignore[arg-type]
-        self._ports = {stage: _vision_ports(manifest, choice.record) for stage, choice in choices.items()}
+        self._ports = {stage: vision_ports(manifest, choice.record) for stage, choice in choices.items()}
         self._workspace = Workspace(
             machine,
             {stage: Need(choice, self._ports[stage], {}) for stage, choice in choices.items()},
@@ -101,7 +101,7 @@ class TrtVision:
         return regions.take(target.name, (len(batch), *target.most[1:]))
 
 
-def _vision_ports(manifest: Manifest, record: EngineRecord) -> tuple[Port, Port]:
+def vision_ports(manifest: Manifest, record: EngineRecord) -> tuple[Port, Port]:
     vision, most = manifest.vision, record.max_tiles
     tiles = Port("tiles", "uint8", (most, 3, vision.tile_size, vision.tile_size))
     encoded = (most, vision.tokens_per_tile, vision.feature_size)
@@ -136,15 +136,14 @@ class TrtDecoder:
         self.slots, self.capacity = slots, capacity
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
         self._graphs = provider.graphs
-        self._caches = [f"{i}.{kind}" for i in range(contract.layers) for kind in ("key", "value")]
+        self._caches = cache_names(contract)
         self._slot_shape = (contract.kv_heads, record.capacity, contract.head_dim)
         self._token_bytes = CACHE_BYTES * contract.head_dim
         self._slot_bytes = CACHE_BYTES * prod(self._slot_shape)
-        cache = CACHE_DTYPES[record.precision]
-        resident = {f"{past}.{name}": cache for name in self._caches for past in ("past", "present")}
+        ports, resident = decoder_tensors(manifest, record)
         self._workspace = Workspace(
             machine,
-            {"decoder": Need(choice, _decoder_ports(manifest, record), resident)},
+            {"decoder": Need(choice, ports, resident)},
             resident_bytes=dict.fromkeys(self._caches, slots * self._slot_bytes),
             graphs=provider.graphs,
             cure="free some of it, take fewer slots, or build the engine again with a smaller --context",
@@ -271,19 +270,31 @@ class TrtDecoder:
                 )
 
 
-def _decoder_ports(manifest: Manifest, record: EngineRecord) -> tuple[Port, ...]:
-    def most(name: str) -> Shape:
-        """The largest of all profiles."""
-        return max((each.inputs[name].max for each in record.profiles), key=prod)
+def cache_names(contract: DecoderContract) -> list[str]:
+    return [f"{i}.{kind}" for i in range(contract.layers) for kind in ("key", "value")]
 
-    return (
-        Port("inputs_embeds", record.dtype, most("inputs_embeds")),
-        Port("past_lengths", "int32", most("past_lengths")),
-        Port("logit_positions", "int64", most("logit_positions")),
-        Port("logits", "float32", (*most("logit_positions"), manifest.decoder.vocab_size)),
-        Port("greedy", "int32", most("logit_positions")),
-        Port("greedy_logit", "float32", most("logit_positions")),
+
+def decoder_tensors(manifest: Manifest, record: EngineRecord) -> tuple[tuple[Port, ...], dict[str, str]]:
+    """All tensors of a decoder's engine: those that pass through the host, and the dtypes of those that do not."""
+    cache = CACHE_DTYPES[record.precision]
+    resident = {
+        f"{past}.{name}": cache for name in cache_names(manifest.decoder) for past in ("past", "present")
+    }
+    rows = _most(record, "logit_positions")
+    ports = (
+        Port("inputs_embeds", record.dtype, _most(record, "inputs_embeds")),
+        Port("past_lengths", "int32", _most(record, "past_lengths")),
+        Port("logit_positions", "int64", rows),
+        Port("logits", "float32", (*rows, manifest.decoder.vocab_size)),
+        Port("greedy", "int32", rows),
+        Port("greedy_logit", "float32", rows),
     )
+    return ports, resident
+
+
+def _most(record: EngineRecord, name: str) -> Shape:
+    """The largest shape of an input that any profile takes."""
+    return max((each.inputs[name].max for each in record.profiles), key=prod)
 
 
 def _check_request(choice: Choice, *, slots: int, capacity: int) -> None:
