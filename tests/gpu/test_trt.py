@@ -1,0 +1,174 @@
+"""TensorRT and TensorRT for RTX on the GPU that is here: engines built for it, beside ONNX Runtime on the CPU."""
+
+import gc
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import case_messages, case_options, expected_cases
+from tests.gpu.agreement import cosine
+from tests.runtime.test_trt_sessions import a_conversation, step
+
+from vitrail.engine import Engine
+from vitrail.errors import OptionError, VitrailError
+from vitrail.manifest import load_manifest
+from vitrail.providers import Cpu, TensorRt
+from vitrail.sample import Draw
+from vitrail.session.cuda_driver import LibCuda
+from vitrail.session.open import open_decoder, open_vision
+from vitrail.session.trt import open_machine
+from vitrail.session.trt_library import PACKAGES
+
+CHECKPOINT, SLOTS, CAPACITY = "internvl3-tiny", 4, 512
+FLOOR = {"fp16": 0.999, "bf16": 0.99}
+
+
+@pytest.fixture(scope="module", params=sorted(PACKAGES))
+def builder(request):
+    if find_spec(PACKAGES[request.param]) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return request.param
+
+
+@pytest.fixture(scope="module", params=sorted(FLOOR))
+def precision(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def directory(builder, precision, exported, tmp_path_factory):
+    """An export with engines for this GPU; skipped where the builder has no support for it."""
+    from vitrail_export.engine.build import build_engines
+    from vitrail_export.engine.options import EngineOptions
+
+    export = exported(CHECKPOINT, precision="float16", vision_precision="float16", dialect="standard")
+    made = Path(shutil.copytree(export, tmp_path_factory.mktemp("engines") / "export"))
+    wanted = {"targets": ("current",), "precision": precision, "slots": SLOTS, "context_tokens": CAPACITY}
+    try:
+        build_engines(
+            made, EngineOptions(builder=builder, decoder=True, max_tiles=3, prefill_chunk=32, **wanted)
+        )
+    except OptionError as error:
+        pytest.skip(str(error))
+    return made
+
+
+@pytest.fixture(scope="module")
+def manifest(directory):
+    return load_manifest(directory)
+
+
+@pytest.fixture(scope="module")
+def machine(builder):
+    """One for all tests, so that what a session gives back shows in its driver's memory."""
+    return open_machine(TensorRt(rtx=builder == "tensorrt-rtx"))
+
+
+@pytest.fixture(params=[True, False], ids=["graphs", "no graphs"])
+def trt(request, builder):
+    return TensorRt(graphs=request.param, rtx=builder == "tensorrt-rtx")
+
+
+@pytest.fixture
+def decoder(directory, manifest, trt):
+    return open_decoder(directory, manifest, trt, slots=SLOTS, capacity=CAPACITY)
+
+
+def test_a_conversation_has_the_cpus_logits(directory, manifest, decoder, precision):
+    other = open_decoder(directory, manifest, Cpu(), slots=SLOTS, capacity=CAPACITY)
+    for found, expected in zip(a_conversation(decoder), a_conversation(other), strict=True):
+        assert found.shape == expected.shape
+        assert np.isfinite(found).all()
+        assert not found.size or cosine(found, expected) >= FLOOR[precision]
+
+
+def test_a_step_that_is_run_again_as_a_graph_has_the_same_logits(decoder):
+    decoder.forward(step(decoder, 0, [0], new=40))
+    runs = [decoder.forward(step(decoder, 0, [40, 0], wanted=[0, 1])) for _ in range(5)]
+    for again in runs[1:]:
+        np.testing.assert_allclose(again, runs[0], atol=1e-2)
+
+
+def test_idle_slots_keep_what_they_cached(decoder):
+    decoder.forward(step(decoder, 3, [0], new=100))
+    before = decoder.forward(step(decoder, 3, [100], wanted=[0]))
+    for i in range(5):
+        decoder.forward(step(decoder, 1, [i, i], wanted=[0]))
+    np.testing.assert_allclose(decoder.forward(step(decoder, 3, [100], wanted=[0])), before, atol=1e-2)
+
+
+def test_greedy_tokens_are_those_of_the_largest_logits(decoder):
+    decoder.forward(step(decoder, 0, [0], new=64))
+    for _ in range(4):
+        at = step(decoder, 0, [64, 0, 0], wanted=[0, 1, 2])
+        tokens, logits = decoder.sample(at, [Draw()] * 3), decoder.forward(at)
+        assert all(logits[i, token] >= logits[i].max() - 1e-2 for i, token in enumerate(tokens))
+
+
+def test_pictures_have_the_cpus_embeds(directory, manifest, trt, precision):
+    vision, other = (open_vision(directory, manifest, each) for each in (trt, Cpu()))
+    tiles = np.random.default_rng(0).integers(0, 256, (4, 3, 448, 448), np.uint8)
+    expected = other.project(other.encode(tiles))
+    for _ in range(4):
+        assert cosine(vision.project(vision.encode(tiles)), expected) >= FLOOR[precision]
+
+
+def test_a_question_is_answered(directory, trt):
+    case = expected_cases(CHECKPOINT)["text_only"]
+    with Engine.load(directory, slots=2, context_tokens=CAPACITY, provider=trt) as engine:
+        answer = engine.chat(case_messages(case), **case_options(case))
+    assert len(answer.choices[0].token_ids) == 24
+
+
+def test_memory_comes_back_when_a_session_is_gone(directory, manifest, trt, machine):
+    def free_bytes():
+        gc.collect()
+        machine.driver.activate()
+        return machine.driver.memory_bytes()[0]
+
+    def use():
+        session = open_decoder(directory, manifest, trt, slots=SLOTS, capacity=CAPACITY)
+        list(a_conversation(session))
+
+    use()  # what libraries keep once and for all
+    before = free_bytes()
+    for _ in range(3):
+        use()
+    assert before - free_bytes() < 64 << 20
+
+
+def test_an_engine_for_another_gpu_is_refused(directory, manifest, trt):
+    foreign = tuple(each.model_copy(update={"targets": ("sm_53",)}) for each in manifest.engines)
+    changed = manifest.model_copy(update={"engines": foreign})
+    with pytest.raises(
+        VitrailError, match=f"{LibCuda(0).gpu.target} is needed; build one with: vitrail engine"
+    ):
+        open_vision(directory, changed, trt)
+
+
+def test_more_memory_than_there_is_is_refused_before_loading(directory, manifest, trt):
+    engine = manifest.engines[-1]
+    huge = {
+        name: shapes.model_copy(update={"max": (1 << 20, *shapes.max[1:])})
+        for name, shapes in engine.profile("decode").inputs.items()
+    }
+    profiles = (engine.profile("decode").model_copy(update={"inputs": huge}), engine.profile("prefill"))
+    changed = manifest.model_copy(
+        update={"engines": (*manifest.engines[:-1], engine.model_copy(update={"profiles": profiles}))}
+    )
+    with pytest.raises(OptionError, match="GPU memory are needed"):
+        open_decoder(directory, changed, trt, slots=1 << 20, capacity=CAPACITY)
+
+
+def test_a_corrupt_engine_is_refused_by_name(directory, manifest, trt, tmp_path):
+    made = Path(shutil.copytree(directory, tmp_path / "copy"))
+    file = made / manifest.artifacts[manifest.engines[0].artifact].path
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    file.write_bytes(damaged)
+    with pytest.raises(
+        VitrailError, match="does not match its hash in the manifest: damaged; build it again"
+    ):
+        open_vision(made, manifest, trt)
