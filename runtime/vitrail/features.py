@@ -41,6 +41,7 @@ class FeatureCache:
     def encode(self, tiles: Uint8) -> Float:
         """As the session's; equal tiles are encoded once, known ones not at all."""
         if not self.limit_bytes or not len(tiles):
+            self.misses += len(tiles)
             return self._session.encode(tiles)
         keys = [tile_key(tile) for tile in tiles]
         new = {key: place for place, key in enumerate(keys) if key not in self._features}

@@ -83,6 +83,7 @@ def test_a_limit_of_zero_turns_it_off():
     cached.encode(tiles(1))
     assert session.runs == [1, 1]
     assert not cached.known(tiles(1))[0]
+    assert (cached.hits, cached.misses) == (0, 2)
 
 
 def test_a_limit_above_the_memory_is_refused():

@@ -1,5 +1,6 @@
 """What one request's events add to a server's series."""
 
+import threading
 from collections import defaultdict
 
 import numpy as np
@@ -11,6 +12,8 @@ from vitrail.core import Delta, Report, Timings
 from vitrail.errors import Busy, VitrailError
 from vitrail.features import FeatureCache
 from vitrail.metrics import DECODER_SERIES, FEATURE_SERIES, Watch, decoder_readings, feature_readings
+from vitrail.session.fake import FakeDecoder
+from vitrail.triton.processes import wait_until
 
 TIMINGS = Timings(
     preprocess_ms=100, vision_ms=200, queue_ms=50, prefill_ms=150, decode_ms=300, ttft_ms=500, total_ms=800
@@ -108,6 +111,29 @@ def test_readings_of_a_decoder_name_only_what_is_published():
     # The last token that was made is not cached.
     assert read[metrics.KV_BYTES] == (7 + 3) * 10
     assert decoder.statistics.turns == 0  # it has no thread
+
+
+def test_turns_go_on_while_a_decoder_works_and_stand_still_in_a_step_that_does_not_end():
+    class Stuck(FakeDecoder):
+        def forward(self, step):
+            if len(passes) == 3:
+                reached.set()
+                gate.wait(5)
+            passes.append(step)
+            return super().forward(step)
+
+    passes, reached, gate = [], threading.Event(), threading.Event()
+    decoder, sink = make(Stuck()), Sink()
+    decoder.start()
+    decoder.submit(request(1, tokens=4, max_tokens=8), sink)
+    assert reached.wait(5)
+    stuck = decoder.statistics
+    assert stuck.live_requests == 1
+    assert stuck.turns == len(passes) + 1
+    gate.set()
+    assert wait_until(lambda: sink.finals, within_s=5)
+    assert decoder.statistics.turns > stuck.turns
+    decoder.close()
 
 
 def test_readings_of_a_feature_cache_follow_it():
