@@ -58,8 +58,8 @@ class Connection:
 
     url: `host:port` of the server's gRPC port (`localhost`, `grpc://host:8001`; `grpcs://…` for TLS; `unix:/path`).
     route: "ensemble" runs pictures through the Triton ensemble `internvl`, "direct" lets the decoder call the vision
-    models itself (a cancel then also stops work without a second message); "auto" is the ensemble. Text alone
-    always goes to the decoder.
+    models itself (a cancel then also stops work without a second message); "auto" is the ensemble, unless it takes
+    fewer tiles. Text alone always goes to the decoder.
     connect_timeout_s bounds the first answer of the server; idle_timeout_s the silence within an answer that has
     begun; deadline_s a whole request (waiting in the server's queue included) that brings no `deadline_s` of its own.
     retries: how often a request is sent again after "busy" or "unreachable", before its first token only.
@@ -154,6 +154,19 @@ class Connection:
         )
         return prompt, generate_options
 
+    def _model(self, contract: Contract, tiles: int) -> str:
+        """Who is asked. The decoder splits more tiles than the ensemble takes at once."""
+        if not tiles or self.route == "direct":
+            return DECODER
+        if contract.ensemble_tiles is None or tiles <= contract.ensemble_tiles:
+            return ENSEMBLE
+        if self.route == "ensemble":
+            raise InvalidInput(
+                f"the pictures make {tiles} tiles, this server's ensemble takes {contract.ensemble_tiles} in one request; "
+                "take the direct route, or lower max_tiles"
+            )
+        return DECODER
+
     def new_exchange(self, contract: Contract, messages: Messages, options: dict[str, Any]) -> Exchange:
         """A request, ready to be sent. Raises InvalidInput and its kinds (PromptTooLong for pictures alone)."""
         started = time.perf_counter()
@@ -173,7 +186,7 @@ class Connection:
                 generate_options.max_tokens,
                 context_tokens=contract.context_tokens,
             )
-        model = ENSEMBLE if tiles and self.route != "direct" else DECODER
+        model = self._model(contract, tiles)
         return Exchange(
             prompt_json=prompt_to_json(prompt, preprocess_ms=(time.perf_counter() - started) * 1e3),
             tiles=prompt.tiles,

@@ -61,8 +61,9 @@ class Contract(BaseModel):
     """All that a client needs to know about a server: how to cut pictures, write prompts, and the limits.
 
     context_tokens is what one request may use, prompt and answer together; max_request_tiles bounds the tiles of
-    all its pictures. special: every special token's string, the grounding marks among them. announces: whether the
-    decoder wants to know of a request on the ensemble route when it sets out.
+    all its pictures, ensemble_tiles those of one request on the ensemble route where that takes fewer. special: every
+    special token's string, the grounding marks among them. announces: whether the decoder wants to know of a request on
+    the ensemble route when it sets out.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -76,6 +77,7 @@ class Contract(BaseModel):
     slots: int = Field(gt=0)
     queue_limit: int = Field(ge=0)
     max_request_tiles: int = Field(gt=0)
+    ensemble_tiles: int | None = Field(default=None, gt=0)
     special: tuple[str, ...] = ()
     vision_precision: str = ""
     decoder_precision: str = ""
@@ -88,7 +90,13 @@ class Contract(BaseModel):
 
 
 def contract_from_manifest(
-    manifest: Manifest, *, slots: int, context_tokens: int, queue_limit: int, max_request_tiles: int
+    manifest: Manifest,
+    *,
+    slots: int,
+    context_tokens: int,
+    queue_limit: int,
+    max_request_tiles: int,
+    ensemble_tiles: int | None = None,
 ) -> Contract:
     """The contract of a server that runs these artifacts with these limits."""
     return Contract(
@@ -100,6 +108,7 @@ def contract_from_manifest(
         slots=slots,
         queue_limit=queue_limit,
         max_request_tiles=max_request_tiles,
+        ensemble_tiles=ensemble_tiles,
         special=tuple(manifest.tokenizer.special),
         vision_precision=manifest.vision.precision,
         decoder_precision=manifest.decoder.precision,
