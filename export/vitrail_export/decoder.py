@@ -73,7 +73,8 @@ class Attention(nn.Module):  # type: ignore[misc]
             config.heads * config.head_dim, config.hidden_size, form=form, bias=config.o_bias, bits=form.bits
         )
         if form.cache is not None:
-            self.key, self.value = CacheStep(config, form.cache), CacheStep(config, form.cache)
+            channels, fill = config.kv_heads * config.head_dim, _cache_scales(form.cache)
+            self.key_step, self.value_step = Weight([channels], FLOAT, fill), Weight([channels], FLOAT, fill)
 
     def projection(self, outputs: int, parts: tuple[str, ...], bits: Bits | None) -> nn.Module:
         size, bias = self.config.hidden_size, self.config.qkv_bias
@@ -109,7 +110,7 @@ class Attention(nn.Module):  # type: ignore[misc]
         inputs = [*qkv, *cache, step.lengths, step.total, step.cos, step.sin]
         attributes: dict[str, Any] = {}
         if self.form.cache is not None:
-            inputs += [None, None, None, self.key.scale, self.value.scale]
+            inputs += [None, None, None, self.key_step, self.value_step]
             attributes = {
                 "k_quant_type": "PER_CHANNEL",
                 "v_quant_type": "PER_CHANNEL",
@@ -141,16 +142,8 @@ class Attention(nn.Module):  # type: ignore[misc]
         return merged, key, value
 
 
-class CacheStep(nn.Module):  # type: ignore[misc]
-    """The step of each channel of cached keys or values."""
-
-    def __init__(self, config: TextConfig, cache: CacheScales) -> None:
-        super().__init__()
-        self.scale = Weight([config.kv_heads * config.head_dim], FLOAT, _cache_scales(cache))
-
-
 def _cache_scales(cache: CacheScales) -> Fill:
-    return lambda name, _source: [cache.cache_scales(name.removesuffix(".scale"))]
+    return lambda name, _source: [cache.cache_scales(name.removesuffix("_step"))]
 
 
 def _split_heads(op: Any, x: Any, size: int) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -17,32 +18,44 @@ from vitrail.errors import ExportError, OptionError
 from vitrail.manifest import (
     FILENAME,
     Artifact,
+    CachePrecision,
     DecoderContract,
     Dialect,
     DType,
     Manifest,
     PromptContract,
+    Quantizer,
+    Sensitive,
+    TablePrecision,
     TokenizerContract,
     VisionContract,
     VisionPrecision,
     sha256,
 )
+from vitrail.session.table import SCALES
+from vitrail.tokenizer import load_tokenizer
 from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.config import ModelConfig
 from vitrail_export.decoder import build_decoder
-from vitrail_export.graph import Form, Progress, Weight, row_blocks, save_graph
+from vitrail_export.embeddings import (
+    EMBEDDINGS,
+    TableDType,
+    save_embeddings,
+    save_quantized_embeddings,
+    table_bytes,
+)
+from vitrail_export.graph import Bits, Form, Progress, Weight, save_graph
 from vitrail_export.projector import build_projector
 from vitrail_export.tokenizer import export_tokenizer
 from vitrail_export.vision import build_vision_encoder
 
-TableDType: TypeAlias = "np.dtype[np.floating[Any]]"
 Precision: TypeAlias = Literal["float32", "float16", "int8", "int4"]
 PRECISIONS: dict[str, Precision] = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int4"}
 GRAPHS = ("vision_encoder", "projector", "decoder")
-EMBEDDINGS = "token_embeddings.npy"
 WRITTEN = (
     *(f"{graph}.onnx{suffix}" for graph in GRAPHS for suffix in ("", ".data")),
     EMBEDDINGS,
+    SCALES,
     "tokenizer.model",
     "tokenizer.json",
 )
@@ -54,14 +67,43 @@ DTYPES: dict[DType, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.
 class ExportOptions:
     """What to make of a checkpoint.
 
-    precision of the language model; int8 and int4 are weight-only, with activations and KV cache in `activations`.
+    precision of the language model; int8 and int4 are weight-only, with activations in `activations`.
     vision_precision: int8 for the encoder's matrix products, activations quantized as they come. dialect: `ort` for ONNX Runtime, `standard` for TensorRT.
+    quantizer: rtn rounds, gptq follows `calibration`, a directory of pictures. sensitive: what int4 keeps in int8.
+    cache: of keys and values, int8 by `calibration` too. embeddings: of the table; None is int8 beside integer weights.
+    Raises OptionError for what does not go together.
     """
 
     precision: Precision = "int4"
     vision_precision: VisionPrecision = "float32"
     activations: DType = "float32"
     dialect: Dialect = "ort"
+    quantizer: Quantizer = "rtn"
+    calibration: Path | None = None
+    sensitive: tuple[Sensitive, ...] = ("lm_head",)
+    cache: CachePrecision = "float"
+    embeddings: TablePrecision | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantizer == "gptq" and not self.bits:
+            raise OptionError(f"quantizer gptq is for int8 and int4, not {self.precision}; leave it out")
+        if self.cache == "int8" and self.dialect == "standard":
+            raise OptionError("an int8 KV cache is for dialect ort; leave it out for dialect standard")
+        if self.calibrated and self.calibration is None:
+            what = "quantizer gptq" if self.quantizer == "gptq" else "an int8 KV cache"
+            raise OptionError(f"{what} is fitted to pictures; name a directory of them with --calibration")
+
+    @property
+    def calibrated(self) -> bool:
+        return self.quantizer == "gptq" or self.cache == "int8"
+
+    @property
+    def bits(self) -> Bits | None:
+        return {"int8": 8, "int4": 4}.get(self.precision)  # type: ignore[return-value]
+
+    @property
+    def table_precision(self) -> TablePrecision:
+        return self.embeddings or ("int8" if self.bits else "float")
 
     @property
     def decoder_dtype(self) -> DType:
@@ -82,9 +124,9 @@ class ExportOptions:
 
     @property
     def decoder_form(self) -> Form:
-        """int4 keeps the output head in int8."""
-        bits: Literal[4, 8] | None = {"int8": 8, "int4": 4}.get(self.precision)  # type: ignore[assignment]
-        return Form(self.dialect, DTYPES[self.decoder_dtype], bits=bits, head_bits=8 if bits else None)
+        """As its weights are rounded; nothing is calibrated."""
+        sensitive = frozenset(self.sensitive) if self.bits == 4 else frozenset()
+        return Form(self.dialect, DTYPES[self.decoder_dtype], bits=self.bits, sensitive=sensitive)
 
 
 def read_precision(value: str) -> Precision:
@@ -111,23 +153,50 @@ def export_checkpoint(
     checkpoint = Checkpoint.open(source)
     prepare(out)
     config = checkpoint.config
+    tokenizer = export_tokenizer(checkpoint.path, out, template=config.template, eos_ids=config.eos_ids)
+    decoder_form = calibrated_form(checkpoint, options, tokenizer, out)
     graphs = {
         "vision_encoder": build_vision_encoder(config, options.vision_form),
         "projector": build_projector(config, options.vision_form),
-        "decoder": build_decoder(config.text, options.decoder_form),
+        "decoder": build_decoder(config.text, decoder_form),
     }
     table_dtype: TableDType = np.dtype("f4" if options.precision == "float32" else "f2")
     expected = sum(map(weight_bytes, graphs.values()))
-    expected += config.text.vocab_size * config.text.hidden_size * table_dtype.itemsize
+    expected += table_bytes(checkpoint, options.table_precision, table_dtype)
     check_disk(out, expected)
     meter = Meter(expected, progress)
     for name, builder in graphs.items():
         save_graph(builder, checkpoint, out / f"{name}.onnx", meter.stage(name))
-    save_embeddings(checkpoint, out / EMBEDDINGS, table_dtype, meter.stage("token_embeddings"))
-    tokenizer = export_tokenizer(checkpoint.path, out, template=config.template, eos_ids=config.eos_ids)
+    report = meter.stage("token_embeddings")
+    if options.table_precision == "float":
+        save_embeddings(checkpoint, out / EMBEDDINGS, table_dtype, report)
+    else:
+        save_quantized_embeddings(checkpoint, out, options.table_precision, report)
     manifest = describe(config, options, tokenizer, out, name=checkpoint.name)
     manifest.write(out)
     return manifest
+
+
+def calibrated_form(
+    checkpoint: Checkpoint, options: ExportOptions, tokenizer: TokenizerContract, out: Path
+) -> Form:
+    """`options.decoder_form` with what is fitted to the calibration pictures."""
+    form = options.decoder_form
+    if options.calibration is None or not options.calibrated:
+        return form
+    if find_spec("torch") is None:
+        raise OptionError(
+            "calibration runs the model in PyTorch; install it with: pip install 'vitrail[verify]'"
+        )
+    from vitrail_export.calibrate import calibrate  # noqa: PLC0415  torch is needed here only
+    from vitrail_export.pictures import Asking  # noqa: PLC0415
+
+    asking = Asking(
+        load_tokenizer(out, tokenizer), prompt_contract(checkpoint.config), tokenizer.image_context_id
+    )
+    gptq = options.quantizer == "gptq"
+    found = calibrate(checkpoint, options.calibration, form=form, gptq=gptq, asking=asking)
+    return replace(form, quantizer=found, cache=found if options.cache == "int8" else None)
 
 
 class Meter:
@@ -177,52 +246,57 @@ def check_disk(out: Path, needed_bytes: int) -> None:
         )
 
 
-def save_embeddings(checkpoint: Checkpoint, path: Path, dtype: TableDType, progress: Progress) -> None:
-    """The token embedding table as a .npy file that the runtime maps."""
-    name = "text.embed_tokens.weight"
-    with path.open("wb") as file:
-        header = {"descr": dtype.str, "fortran_order": False, "shape": checkpoint.shape(name)}
-        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
-        for _, rows in row_blocks(checkpoint, name):
-            rows.astype(dtype).tofile(file)
-            progress(name, rows.size * dtype.itemsize)
-
-
 def describe(
     config: ModelConfig, options: ExportOptions, tokenizer: TokenizerContract, out: Path, *, name: str
 ) -> Manifest:
-    text = config.text
     return Manifest(
         name=name,
         vitrail=version("vitrail"),
-        vision=VisionContract(
-            precision=options.vision_precision,
-            dtype=options.vision_dtype,
-            dialect=options.dialect,
-            tile_size=config.tile_size,
-            tokens_per_tile=config.tokens_per_tile,
-            feature_size=config.feature_size,
-        ),
-        decoder=DecoderContract(
-            precision=options.precision,
-            dtype=options.decoder_dtype,
-            dialect=options.dialect,
-            chunked_batch=options.dialect == "standard",
-            layers=text.layers,
-            kv_heads=text.kv_heads,
-            head_dim=text.head_dim,
-            hidden_size=text.hidden_size,
-            vocab_size=text.vocab_size,
-            context_tokens=text.context_tokens,
-        ),
+        vision=vision_contract(config, options),
+        decoder=decoder_contract(config, options),
         tokenizer=tokenizer,
-        prompt=PromptContract(
-            template=config.template,
-            system=config.system,
-            max_tiles=config.max_tiles,
-            thumbnail=config.thumbnail,
-        ),
+        prompt=prompt_contract(config),
         artifacts={_artifact_name(name): _artifact(out / name) for name in WRITTEN if (out / name).is_file()},
+    )
+
+
+def vision_contract(config: ModelConfig, options: ExportOptions) -> VisionContract:
+    return VisionContract(
+        precision=options.vision_precision,
+        dtype=options.vision_dtype,
+        dialect=options.dialect,
+        tile_size=config.tile_size,
+        tokens_per_tile=config.tokens_per_tile,
+        feature_size=config.feature_size,
+    )
+
+
+def decoder_contract(config: ModelConfig, options: ExportOptions) -> DecoderContract:
+    text = config.text
+    return DecoderContract(
+        precision=options.precision,
+        dtype=options.decoder_dtype,
+        cache=options.cache,
+        embeddings=options.table_precision,
+        quantizer=options.quantizer,
+        sensitive=options.sensitive if options.bits == 4 else (),
+        dialect=options.dialect,
+        chunked_batch=options.dialect == "standard",
+        layers=text.layers,
+        kv_heads=text.kv_heads,
+        head_dim=text.head_dim,
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        context_tokens=text.context_tokens,
+    )
+
+
+def prompt_contract(config: ModelConfig) -> PromptContract:
+    return PromptContract(
+        template=config.template,
+        system=config.system,
+        max_tiles=config.max_tiles,
+        thumbnail=config.thumbnail,
     )
 
 

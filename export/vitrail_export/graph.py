@@ -7,14 +7,16 @@ Building a graph touches no weight; `save_graph` streams each one to the data fi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
+
+from vitrail.manifest import Sensitive
 
 OPSET = 24
 CONTRIB = "com.microsoft"
@@ -36,6 +38,32 @@ class WeightSource(Protocol):
 
 
 Fill: TypeAlias = Callable[[str, WeightSource], Iterable[Array]]
+Bits: TypeAlias = Literal[4, 8]
+
+
+class Codes(NamedTuple):
+    """Rows of a weight matrix: codes uint8 [n, k / block, block] about a middle of 8 (int4) or 128 (int8), and float32
+    scales [n, k / block].
+    """
+
+    codes: Array
+    scales: Array
+
+
+class Quantizer(Protocol):
+    """How a matrix of weights [n, k] becomes integers."""
+
+    def rows(self, source: WeightSource, name: str, *, bits: Bits, block: int) -> Iterator[tuple[int, Codes]]:
+        """(first row, codes) over all rows of weight `name`, in order; the same each time it is asked."""
+        ...
+
+
+class CacheScales(Protocol):
+    """The steps of an int8 KV cache."""
+
+    def cache_scales(self, name: str) -> Array:
+        """Of `text.layers.N.attn.key` or `.value`: float32 [kv_heads * head_dim], a step for each channel."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +71,35 @@ class Form:
     """The form a graph is written in.
 
     dialect: `ort` uses ONNX Runtime's fused operators, `standard` only opset 24 (which TensorRT parses).
-    dtype of activations and float weights. bits: None for float weights, else weight-only 8 or 4; the output
-    head has its own, since its error reaches the logits directly. dynamic_int8: every matrix product in int8.
+    dtype of activations and float weights. bits: None for float weights, else weight-only 8 or 4, made by `quantizer`
+    (None: rounded); what is `sensitive` gets 8. dynamic_int8: every matrix product in int8. cache: float where None.
     """
 
     dialect: Literal["ort", "standard"]
     dtype: ir.DataType
-    bits: Literal[4, 8] | None = None
-    head_bits: Literal[4, 8] | None = None
+    bits: Bits | None = None
+    sensitive: frozenset[Sensitive] = frozenset()
+    quantizer: Quantizer | None = None
+    cache: CacheScales | None = None
     dynamic_int8: bool = False
 
     @property
     def half(self) -> bool:
         return bool(self.dtype == ir.DataType.FLOAT16)
+
+    @property
+    def cache_dtype(self) -> ir.DataType:
+        return self.dtype if self.cache is None else ir.DataType.INT8
+
+    def in_layer(self, layer: int, layers: int) -> Form:
+        """The form of one of the language model's layers."""
+        first, last = layer == 0, layer == layers - 1
+        raised = (first and "first" in self.sensitive) or (last and "last" in self.sensitive)
+        return replace(self, bits=8) if self.bits and raised else self
+
+    def bits_of(self, part: str) -> Bits | None:
+        """The bits of a matrix by the last part of its module's name, such as `down`."""
+        return 8 if self.bits and part in self.sensitive else self.bits
 
 
 class Weight(nn.Parameter):  # type: ignore[misc]

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from vitrail_export.graph import CONTRIB, Array, Fill, Form, Weight, WeightSource, row_blocks, vector
-from vitrail_export.quantize import Bits, block_size, pack_nibbles, quantize_rows, scale_rows
+from vitrail_export.graph import (
+    CONTRIB,
+    Array,
+    Bits,
+    Codes,
+    Fill,
+    Form,
+    Quantizer,
+    Weight,
+    WeightSource,
+    row_blocks,
+    vector,
+)
+from vitrail_export.quantize import Rounding, block_size, pack_nibbles
 
 FLOAT = ir.DataType.FLOAT
 
@@ -98,14 +111,10 @@ class NBitsLinear(nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         block = block_size(inputs, ".".join(parts))
-        self.weight = Weight(
-            [outputs, inputs // block, block * bits // 8],
-            ir.DataType.UINT8,
-            packed_codes(parts, bits=bits, block=block),
-        )
-        self.scales = Weight(
-            [outputs, inputs // block], form.dtype, block_scales(form.dtype, parts, bits=bits, block=block)
-        )
+        made = Quantized(parts, bits, block, form.quantizer or Rounding())
+        packed = [outputs, inputs // block, block * bits // 8]
+        self.weight = Weight(packed, ir.DataType.UINT8, made.packed_codes())
+        self.scales = Weight([outputs, inputs // block], form.dtype, made.scales(form.dtype))
         self.bias = Weight([outputs], form.dtype, stacked_vector(form.dtype, parts)) if bias else None
         self.attributes = {"K": inputs, "N": outputs, "bits": bits, "block_size": block, "accuracy_level": 4}
 
@@ -120,8 +129,9 @@ class DynamicInt8Linear(nn.Module):  # type: ignore[misc]
 
     def __init__(self, inputs: int, outputs: int, *, form: Form, bias: bool) -> None:
         super().__init__()
-        self.weight = Weight([inputs, outputs], ir.DataType.INT8, signed_codes((), bits=8, block=inputs))
-        self.scales = Weight([outputs], form.dtype, block_scales(form.dtype, (), bits=8, block=inputs))
+        made = Quantized((), 8, inputs)
+        self.weight = Weight([inputs, outputs], ir.DataType.INT8, made.signed_codes((inputs, outputs)))
+        self.scales = Weight([outputs], form.dtype, made.scales(form.dtype))
         self.bias = Weight([outputs], form.dtype, stacked_vector(form.dtype, ())) if bias else None
 
     def forward(self, op: Any, x: Any) -> Any:
@@ -139,11 +149,10 @@ class DequantizedLinear(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.block = block_size(inputs, ".".join(parts))
         dtype = ir.DataType.INT4 if bits == 4 else ir.DataType.INT8
-        self.weight = Weight([inputs, outputs], dtype, signed_codes(parts, bits=bits, block=self.block))
+        made = Quantized(parts, bits, self.block, form.quantizer or Rounding())
+        self.weight = Weight([inputs, outputs], dtype, made.signed_codes((inputs, outputs)))
         self.scales = Weight(
-            [inputs // self.block, outputs],
-            form.dtype,
-            block_scales(form.dtype, parts, bits=bits, block=self.block, transpose=True),
+            [inputs // self.block, outputs], form.dtype, made.scales(form.dtype, transpose=True)
         )
         self.bias = Weight([outputs], form.dtype, stacked_vector(form.dtype, parts)) if bias else None
 
@@ -181,43 +190,49 @@ def stacked_vector(dtype: ir.DataType, parts: tuple[str, ...]) -> Fill:
     return fill
 
 
-def packed_codes(parts: tuple[str, ...], *, bits: Bits, block: int) -> Fill:
-    def fill(name: str, source: WeightSource) -> Iterator[Array]:
-        for _, rows in _stacked_rows(source, sources(name, parts, "weight")):
-            codes = quantize_rows(rows, bits=bits, block=block)
-            yield pack_nibbles(codes) if bits == 4 else codes
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What stacked matrices are quantized to, and by whom."""
 
-    return fill
+    parts: tuple[str, ...]
+    bits: Bits
+    block: int
+    quantizer: Quantizer = Rounding()  # noqa: RUF009 (it has no state)
 
+    def rows(self, name: str, source: WeightSource) -> Iterator[tuple[int, Codes]]:
+        """(first row, codes) over the rows of all parts of a graph's weight `name`."""
+        offset = 0
+        for part in sources(name, self.parts, "weight"):
+            for start, codes in self.quantizer.rows(source, part, bits=self.bits, block=self.block):
+                yield offset + start, codes
+            offset += source.shape(part)[0]
 
-def signed_codes(parts: tuple[str, ...], *, bits: Bits, block: int) -> Fill:
-    """Signed codes, transposed to [inputs, outputs]; two to a byte for int4."""
+    def packed_codes(self) -> Fill:
+        def fill(name: str, source: WeightSource) -> Iterator[Array]:
+            for _, (codes, _) in self.rows(name, source):
+                yield pack_nibbles(codes) if self.bits == 4 else codes
 
-    def fill(name: str, source: WeightSource) -> Iterator[Array]:
-        names = sources(name, parts, "weight")
-        rows = sum(source.shape(part)[0] for part in names)
-        matrix = np.empty((source.shape(names[0])[1], rows), np.uint8)
-        for start, block_rows in _stacked_rows(source, names):
-            codes = quantize_rows(block_rows, bits=bits, block=block)
-            signed = codes - np.uint8(1 << (bits - 1))
-            matrix[:, start : start + len(block_rows)] = signed.reshape(len(block_rows), -1).T
-        yield pack_nibbles((matrix & 0x0F).reshape(-1)) if bits == 4 else matrix
+        return fill
 
-    return fill
+    def signed_codes(self, shape: tuple[int, int]) -> Fill:
+        """Signed codes, transposed to `shape` [inputs, outputs]; two to a byte for int4."""
 
+        def fill(name: str, source: WeightSource) -> Iterator[Array]:
+            matrix = np.empty(shape, np.uint8)
+            for start, (codes, _) in self.rows(name, source):
+                signed = codes - np.uint8(1 << (self.bits - 1))
+                matrix[:, start : start + len(codes)] = signed.reshape(len(codes), -1).T
+            yield pack_nibbles((matrix & 0x0F).reshape(-1)) if self.bits == 4 else matrix
 
-def block_scales(
-    dtype: ir.DataType, parts: tuple[str, ...], *, bits: Bits, block: int, transpose: bool = False
-) -> Fill:
-    def fill(name: str, source: WeightSource) -> Iterator[Array]:
-        found = [
-            scale_rows(rows, bits=bits, block=block)
-            for _, rows in _stacked_rows(source, sources(name, parts, "weight"))
-        ]
-        scales = np.concatenate(found).astype(dtype.numpy())
-        yield scales.T if transpose else scales
+        return fill
 
-    return fill
+    def scales(self, dtype: ir.DataType, *, transpose: bool = False) -> Fill:
+        def fill(name: str, source: WeightSource) -> Iterator[Array]:
+            found = np.concatenate([scales for _, (_, scales) in self.rows(name, source)])
+            scales = found.astype(dtype.numpy())
+            yield scales.T if transpose else scales
+
+        return fill
 
 
 def _stacked_rows(source: WeightSource, names: list[str]) -> Iterator[tuple[int, Array]]:

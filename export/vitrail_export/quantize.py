@@ -1,18 +1,17 @@
-"""Weight-only quantization: symmetric round to nearest, one scale for each block of inputs of each output channel.
+"""Weight-only quantization: symmetric, one scale for each block of inputs of each output channel, rounded to nearest.
 
 Codes are unsigned with the middle as zero (8 for int4, 128 for int8), as ONNX Runtime's MatMulNBits reads them.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
 
 import numpy as np
 
 from vitrail.errors import ExportError
-from vitrail_export.graph import Array
+from vitrail_export.graph import Array, Bits, Codes, WeightSource, row_blocks
 
-Bits = Literal[4, 8]
 BLOCK_SIZES = (128, 64, 32, 16)
 
 
@@ -34,14 +33,28 @@ def scale_rows(rows: Array, *, bits: Bits, block: int) -> Array:
     return scales
 
 
-def quantize_rows(rows: Array, *, bits: Bits, block: int) -> Array:
-    """float32 [n, k] -> codes uint8 [n, k / block, block]."""
+def round_rows(rows: Array, *, bits: Bits, block: int) -> Codes:
+    """float32 [n, k] -> the nearest codes."""
     scales = scale_rows(rows, bits=bits, block=block)
     codes: Array = rows.reshape(*scales.shape, block) * (1 / scales)[..., None]
     np.rint(codes, out=codes)
     codes += _limit(bits) + 1
-    unsigned: Array = codes.astype(np.uint8)
-    return unsigned
+    return Codes(codes.astype(np.uint8), scales)
+
+
+def restore(quantized: Codes, *, bits: Bits) -> Array:
+    """The float32 [n, k] that codes stand for."""
+    steps = quantized.codes.astype(np.float32) - (1 << (bits - 1))
+    restored: Array = (steps * quantized.scales[..., None]).reshape(len(steps), -1)
+    return restored
+
+
+class Rounding:
+    """The Quantizer that rounds to the nearest code, block of rows by block of rows."""
+
+    def rows(self, source: WeightSource, name: str, *, bits: Bits, block: int) -> Iterator[tuple[int, Codes]]:
+        for start, rows in row_blocks(source, name):
+            yield start, round_rows(rows, bits=bits, block=block)
 
 
 def _limit(bits: Bits) -> int:

@@ -149,8 +149,12 @@ class Reference:
         q, k, v = (split_heads(self._linear(f"{at}.{each}", x), text.head_dim) for each in "qkv")
         if text.qk_norm:
             q, k = self._rms_norm(f"{at}.q_norm", q, text.eps), self._rms_norm(f"{at}.k_norm", k, text.eps)
-        attended = attention(rotate(q, rope), rotate(k, rope), v, causal=True)
+        attended = self._attend(at, rotate(q, rope), rotate(k, rope), v)
         return self._linear(f"{at}.o", merge_heads(attended))
+
+    def _attend(self, _at: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of one sequence: q [heads, P, d], k and v [kv_heads, P, d] -> [heads, P, d]."""
+        return attention(q, k, v, causal=True)
 
     def _head(self, x: Tensor) -> Float32:
         """In blocks of the vocabulary: a large one's float32 matrix is gigabytes."""

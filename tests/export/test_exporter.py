@@ -74,7 +74,9 @@ def test_a_file_is_no_place_for_artifacts(tmp_path):
 
 def test_an_export_that_is_cut_off_leaves_no_manifest(tmp_path, monkeypatch):
     export_checkpoint(TINY, tmp_path)
-    monkeypatch.setattr(exporter, "save_embeddings", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        exporter, "save_quantized_embeddings", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         export_checkpoint(TINY, tmp_path)
     assert not (tmp_path / FILENAME).exists()

@@ -2,9 +2,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
+from tests.conftest import REFERENCE
 
-from vitrail.errors import ExportError
-from vitrail_export.quantize import block_size, pack_nibbles, quantize_rows, scale_rows
+from vitrail.errors import ArtifactError, ExportError
+from vitrail.manifest import load_manifest
+from vitrail.session.table import open_table
+from vitrail_export.checkpoint import Checkpoint
+from vitrail_export.quantize import block_size, pack_nibbles, restore, round_rows, scale_rows
 
 
 def weights(rows=24, columns=256):
@@ -12,8 +16,7 @@ def weights(rows=24, columns=256):
 
 
 def dequantize(matrix, bits, block):
-    codes = quantize_rows(matrix, bits=bits, block=block).astype(np.float32) - (1 << (bits - 1))
-    return (codes * scale_rows(matrix, bits=bits, block=block)[..., None]).reshape(matrix.shape)
+    return restore(round_rows(matrix, bits=bits, block=block), bits=bits)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -38,7 +41,7 @@ def test_a_block_of_zeros_stays_zero():
 @pytest.mark.parametrize("bits", [4, 8])
 def test_onnxruntime_reads_the_codes_as_they_are_meant(bits):
     matrix, block = weights(), 32
-    codes = quantize_rows(matrix, bits=bits, block=block)
+    codes, _ = round_rows(matrix, bits=bits, block=block)
     packed = pack_nibbles(codes) if bits == 4 else codes
     x = np.random.default_rng(1).standard_normal((3, 256), dtype=np.float32)
     got = matmul_nbits(x, packed, scale_rows(matrix, bits=bits, block=block), bits, block)
@@ -85,3 +88,26 @@ def test_the_block_is_the_largest_that_divides_the_inputs():
 def test_inputs_that_no_block_divides_are_refused_with_a_cure():
     with pytest.raises(ExportError, match=r"'text\.x' has 100 inputs.*--precision fp16"):
         block_size(100, "text.x")
+
+
+@pytest.mark.parametrize(("precision", "bits", "block"), [("int8", 8, 32), ("int4", 4, 32)])
+def test_a_quantized_embedding_table_gives_the_rows_that_its_codes_stand_for(
+    exported, precision, bits, block
+):
+    directory = exported("internvl2-tiny", embeddings=precision)
+    manifest = load_manifest(directory)
+    table = open_table(directory / manifest.artifacts["token_embeddings"].path, manifest.decoder)
+    original = Checkpoint.open(REFERENCE / "internvl2-tiny").load("text.embed_tokens.weight")
+    scales = scale_rows(original, bits=bits, block=block)
+    ids = np.array([[0, 7], [1615, 3]])
+    steps = np.repeat(scales, block, axis=1)[ids]
+    assert table[ids].shape == (2, 2, 96)
+    assert np.all(np.abs(table[ids] - original[ids]) <= 0.502 * steps + 1e-3 * np.abs(original[ids]) + 1e-6)
+
+
+def test_a_quantized_table_without_its_scales_is_refused(exported, tmp_path):
+    directory = exported("internvl2-tiny", embeddings="int8")
+    codes = tmp_path / "token_embeddings.npy"
+    codes.write_bytes((directory / codes.name).read_bytes())
+    with pytest.raises(ArtifactError, match=r"token_embedding_scales\.npy is no array"):
+        open_table(codes, load_manifest(directory).decoder)
