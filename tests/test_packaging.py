@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 CLIENT_NEEDS = {"numpy", "pillow", "pydantic", "rich", "tritonclient", "typer"}
@@ -53,6 +54,37 @@ def test_a_client_needs_no_torch_and_no_onnxruntime(wheel):
     needs = email.message_from_bytes(wheel.read(name)).get_all("Requires-Dist")
     always = {need.split(">")[0].split("[")[0] for need in needs if "extra ==" not in need}
     assert always == CLIENT_NEEDS
+
+
+@pytest.fixture(scope="module")
+def needs(wheel):
+    """needs(extras) -> names of the packages that an installation with these extras asks for"""
+    name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = email.message_from_bytes(wheel.read(name))
+    requirements = [Requirement(each) for each in metadata.get_all("Requires-Dist")]
+
+    def collect(*extras):
+        wanted = [
+            each
+            for each in requirements
+            if any(not each.marker or each.marker.evaluate({"extra": extra}) for extra in extras)
+        ]
+        inner = {extra for each in wanted if each.name == "vitrail" for extra in each.extras}
+        return {each.name for each in wanted} | (collect(*inner) if inner else set())
+
+    return collect
+
+
+def test_nothing_but_its_own_extra_brings_an_onnxruntime_so_that_two_never_meet(needs):
+    both = {"onnxruntime", "onnxruntime-gpu"}
+    assert not needs("export", "server", "verify", "bench", "tensorrt-rtx") & both
+    assert needs("runtime") & both == {"onnxruntime"}
+    assert needs("gpu") & both == {"onnxruntime-gpu"}
+
+
+def test_the_gpu_extra_names_the_libraries_that_the_cuda_provider_loads(needs):
+    assert {"nvidia-cublas", "onnxruntime-gpu"} <= needs("gpu")
+    assert needs("gpu") - {"nvidia-cublas", "onnxruntime-gpu"} == needs("runtime") - {"onnxruntime"}
 
 
 def test_it_brings_the_command(wheel):

@@ -8,6 +8,7 @@ import pytest
 from vitrail.errors import OptionError
 from vitrail.providers import Cpu, Cuda, TensorRt, parse_provider, with_threads
 from vitrail.session.cause import cause_in, driver_fault, library_fault
+from vitrail.session.open import open_decoder
 
 NAMED = {
     "cpu": Cpu(),
@@ -148,8 +149,15 @@ def test_cuda_with_the_cpu_package_names_the_package_to_replace():
     pytest.importorskip("onnxruntime")
     from vitrail.session.inference import check_cuda
 
-    with pytest.raises(OptionError, match=r"pip uninstall .*onnxruntime .*vitrail\[gpu\]"):
+    with pytest.raises(OptionError, match=r"pip uninstall -y onnxruntime onnxruntime-gpu .*vitrail\[gpu\]"):
         check_cuda(Cuda())
+
+
+def test_without_onnxruntime_the_extra_that_brings_it_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("vitrail.session.open.find_spec", lambda _name: None)
+    for provider, extra in ((Cpu(), "runtime"), (Cuda(), "gpu")):
+        with pytest.raises(OptionError, match=rf"needs onnxruntime, .* pip install 'vitrail\[{extra}\]'"):
+            open_decoder(tmp_path, None, provider, slots=1, capacity=1)
 
 
 def compile_c(source, library, *flags):

@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from contextlib import contextmanager
+from enum import Enum
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import typer
@@ -24,10 +25,27 @@ from vitrail.errors import VitrailError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from vitrail.plan.model import Target
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 INTERRUPTED = 130
+
+
+class TargetName(str, Enum):
+    """What a model is served on, as a choice of the command line."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+    jetson = "jetson"
+
+    @property
+    def target(self) -> Target:
+        return self.value
+
+
 PROVIDER_HELP = "What computes: cpu, cuda:0, cuda:1,memory=20GiB, tensorrt, tensorrt-rtx."
 stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
@@ -63,8 +81,9 @@ def _report(error: BaseException, *, extra: str) -> int:
             stderr.print("interrupted")
             return INTERRUPTED
         case ModuleNotFoundError():
+            wanted = extra if error.name != "onnxruntime" else "runtime]', or with an NVIDIA GPU 'vitrail[gpu"
             stderr.print(
-                f"error: this needs {error.name}, which is not installed; pip install 'vitrail[{extra}]'"
+                f"error: this needs {error.name}, which is not installed; pip install 'vitrail[{wanted}]'"
             )
         case BrokenPipeError():
             # The reader has gone; Python would complain once more when it flushes at exit.

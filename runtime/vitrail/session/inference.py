@@ -61,7 +61,7 @@ def check_cuda(provider: Cuda) -> None:
     if CUDA not in ort.get_available_providers():
         raise OptionError(
             f"provider {provider} needs onnxruntime-gpu, this onnxruntime has {', '.join(ort.get_available_providers())}; "
-            "replace it: pip uninstall onnxruntime && pip install 'vitrail[gpu]'"
+            "replace it: pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'vitrail[gpu]'"
         )
     with contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls()  # prints what it does not find; library_fault tells that

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from vitrail.errors import OptionError
 from vitrail.machine import check_memory
 from vitrail.providers import Cpu, Cuda
 from vitrail.session.contract import STAGES
@@ -32,6 +34,7 @@ def open_vision(
     optimize=False runs an ONNX graph as it was exported. Raises OptionError for a provider that cannot be had here,
     with its cause, ArtifactError for artifacts that it cannot run.
     """
+    _check_installed(provider)
     if isinstance(provider, Cpu):
         from vitrail.session.ort import OrtVision  # noqa: PLC0415 - onnxruntime, only where it runs
 
@@ -72,6 +75,7 @@ def open_decoder(
 
     Raises what open_vision raises, and OptionError for a cache that could outgrow the machine's memory.
     """
+    _check_installed(provider)
     if isinstance(provider, Cpu):
         size_bytes = slots * capacity * manifest.decoder.kv_bytes_per_token
         cure = "lower slots or context_tokens (--slots, --context on the command line)"
@@ -91,3 +95,12 @@ def open_decoder(
     from vitrail.session.trt import TrtDecoder  # noqa: PLC0415 - the driver, only where it runs
 
     return TrtDecoder(directory, manifest, provider=provider, slots=slots, capacity=capacity)
+
+
+def _check_installed(provider: Provider) -> None:
+    """Raise OptionError, naming the extra that brings it, where ONNX Runtime is wanted and not installed."""
+    extra = {Cpu: "runtime", Cuda: "gpu"}.get(type(provider))
+    if extra and find_spec("onnxruntime") is None:
+        raise OptionError(
+            f"provider {provider} needs onnxruntime, which is not installed; pip install 'vitrail[{extra}]'"
+        )

@@ -42,7 +42,7 @@ def find_installation(binary: Path | None = None) -> Installation:
     if found is None:
         raise ServerError(
             "no tritonserver: none was given, none is on PATH, and this Python has no nvidia-pytriton wheel; "
-            "install one with: pip install 'vitrail[server]' (Python 3.10 to 3.12), or run in NVIDIA's Triton container"
+            "install one with: pip install 'vitrail[runtime,server]' (Python 3.10 to 3.12), or run in NVIDIA's Triton container"
         )
     if not os.access(found, os.X_OK) or not found.is_file():
         raise ServerError(f"'{found}' is no executable; give the path of a tritonserver binary")
