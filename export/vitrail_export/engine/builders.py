@@ -9,13 +9,9 @@ from typing import Any
 from vitrail.errors import OptionError
 from vitrail.manifest import EngineBuilder, EnginePrecision
 from vitrail.session.cuda_driver import LibCuda
+from vitrail.session.trt_library import INSTALL, PACKAGES
 from vitrail_export.engine.options import CURRENT
 
-PACKAGES: dict[EngineBuilder, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-INSTALL: dict[EngineBuilder, str] = {
-    "tensorrt": "JetPack and NVIDIA's TensorRT containers have it; elsewhere: pip install tensorrt",
-    "tensorrt-rtx": "pip install 'vitrail[tensorrt-rtx]'",
-}
 RTX_TARGETS = ("sm_86", "sm_89", "sm_120")
 """RTX 30, 40 and 50 series: what is built for RTX where nothing else is said."""
 LEAST_CAPABILITY: dict[EnginePrecision, int] = {"bf16": 80, "fp8": 89}
