@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.gpu.__main__ import RESULTS, no_gpu, not_installed
+from bench.gpu.__main__ import RESULTS, no_cuda_provider, no_gpu, not_installed
 
 ROOT = Path(__file__).parents[2]
 TESTS_S = 150.0
@@ -35,6 +35,9 @@ def main() -> None:
     if why := no_gpu():
         print(f"gpu-check skipped: {why}")
         return
+    if why := no_cuda_provider():
+        print(why, file=sys.stderr)
+        sys.exit(2)
     tests = run_tests(min(TESTS_S, args.seconds / 3))
     bench = run_bench(end_s - time.monotonic(), args.out, tests)
     sys.exit(1 if tests["exit_code"] or bench else 0)

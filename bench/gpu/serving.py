@@ -125,5 +125,5 @@ def _begin(
     places = torch.from_numpy(ids.reshape(-1) == manifest.tokenizer.image_context_id).to(embeds.device)
     seen = peer.see(np.concatenate([prompt.tiles for prompt in prompts]))
     embeds[places] = seen.reshape(-1, embeds.shape[-1]).to(embeds.dtype)
-    cache = peer.cache(length + answer_tokens)
+    cache = peer.cache(length + answer_tokens - 1)
     return peer.prefill(embeds.reshape(len(prompts), length, -1), cache), cache

@@ -78,7 +78,12 @@ def prompt(directory, case, checkpoint):
     return found.tiles, np.array(found.token_ids, np.int32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def vision(export, provider):
+    return open_vision(export.directory, export.manifest, provider, tiles_per_run=4)
+
+
+@pytest.fixture(scope="module")
 def decoder(export, provider):
     """The decoder under test; skipped where the provider says that it has no kernels for this one."""
     try:
@@ -103,6 +108,13 @@ def logits(session, ids, steps, *, slot=0, chunk=512):
     return np.concatenate([run for run in runs if len(run)])
 
 
+@cache
+def cpu_logits(directory, ids):
+    """As `logits`, on a CPU; ids as the bytes of their int32 array."""
+    session = open_decoder(directory, load_manifest(directory), Cpu(), slots=1, capacity=4096)
+    return logits(session, np.frombuffer(ids, np.int32), STEPS)
+
+
 def step(session: Any, ids, past, wanted, slot):
     return Step(
         first_slot=slot,
@@ -120,18 +132,15 @@ def text_ids(export, case):
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_those_of_float32_arithmetic_on_a_cpu(export, decoder, case, exported):
     ids = text_ids(export, case)
-    twin = exported(export.checkpoint, **twin_options(export.precision))
-    reference = open_decoder(twin, load_manifest(twin), Cpu(), slots=1, capacity=4096)
-    expected = logits(reference, ids, STEPS)
+    expected = cpu_logits(exported(export.checkpoint, **twin_options(export.precision)), ids.tobytes())
     found = logits(decoder, ids, STEPS, slot=2)
     assert np.isfinite(found).all()
     assert min(map(cosine, found, expected)) >= FLOORS[export.precision]
 
 
-def test_embeds_of_pictures_are_those_of_the_reference(export, provider):
+def test_embeds_of_pictures_are_those_of_the_reference(export, vision):
     expected = expected_cases(export.checkpoint)["rocket"]
     tiles, _ = prompt(export.directory, "rocket", export.checkpoint)
-    vision = open_vision(export.directory, export.manifest, provider, tiles_per_run=4)
     embeds = vision.project(vision.encode(tiles)).astype(np.float32)
     # Half precision is compared as a share of a typical element: single ones may be near 0.
     scale = expected["vision_norm"] / np.sqrt(embeds.size)
@@ -141,9 +150,8 @@ def test_embeds_of_pictures_are_those_of_the_reference(export, provider):
     assert np.linalg.norm(embeds.astype(np.float64)) == pytest.approx(expected["vision_norm"], rel=tolerance)
 
 
-def test_a_tile_does_not_depend_on_its_neighbours(export, provider):
+def test_a_tile_does_not_depend_on_its_neighbours(export, vision):
     tiles, _ = prompt(export.directory, "rocket", export.checkpoint)
-    vision = open_vision(export.directory, export.manifest, provider, tiles_per_run=4)
     together, alone = vision.encode(tiles[:4]), vision.encode(tiles[3:4])
     assert cosine(together[3], alone[0]) >= FLOORS["float16"]
 
