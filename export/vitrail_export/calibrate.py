@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +20,6 @@ from vitrail.errors import ExportError
 from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.gptq import Moments, moments, round_with_moments
 from vitrail_export.graph import Array, Bits, Codes, Form, WeightSource
-from vitrail_export.pictures import Asking, picture_prompts
 from vitrail_export.quantize import Rounding, block_size, restore, round_rows
 from vitrail_export.reference import Reference, attention, rotations
 from vitrail_export.weights import Float32
@@ -34,11 +32,8 @@ HEADROOM = 2
 """How far cached values may go beyond those of the calibration prompts before they are cut off."""
 
 
-def calibrate(
-    checkpoint: Checkpoint, directory: Path, *, form: Form, gptq: bool, asking: Asking
-) -> Calibrated:
-    """A Quantizer and CacheScales fitted to a directory's pictures. Raises OptionError for pictures it cannot use."""
-    prompts = picture_prompts(checkpoint, directory, asking)
+def calibrate(checkpoint: Checkpoint, prompts: Sequence[Float32], *, form: Form, gptq: bool) -> Calibrated:
+    """A Quantizer and CacheScales fitted to prompts [P, hidden_size]; without gptq weights are rounded."""
     return Calibrated(LayerByLayer.begin(checkpoint, prompts, form=form, gptq=gptq))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -137,6 +137,17 @@ def read_precision(value: str) -> Precision:
     return found  # type: ignore[return-value]
 
 
+def read_sensitive(value: str) -> tuple[Sensitive, ...]:
+    """Names by commas, or `none`; OptionError for others."""
+    names = [name.strip() for name in value.split(",") if name.strip() not in ("", "none")]
+    unknown = [name for name in names if name not in get_args(Sensitive)]
+    if unknown:
+        raise OptionError(
+            f"sensitive part '{unknown[0]}' is unknown; choose {', '.join(get_args(Sensitive))}"
+        )
+    return tuple(names)  # type: ignore[arg-type]
+
+
 def export_checkpoint(
     source: str | Path,
     out: Path,
@@ -153,17 +164,19 @@ def export_checkpoint(
     checkpoint = Checkpoint.open(source)
     prepare(out)
     config = checkpoint.config
-    tokenizer = export_tokenizer(checkpoint.path, out, template=config.template, eos_ids=config.eos_ids)
-    decoder_form = calibrated_form(checkpoint, options, tokenizer, out)
     graphs = {
         "vision_encoder": build_vision_encoder(config, options.vision_form),
         "projector": build_projector(config, options.vision_form),
-        "decoder": build_decoder(config.text, decoder_form),
+        "decoder": build_decoder(config.text, options.decoder_form),
     }
     table_dtype: TableDType = np.dtype("f4" if options.precision == "float32" else "f2")
     expected = sum(map(weight_bytes, graphs.values()))
     expected += table_bytes(checkpoint, options.table_precision, table_dtype)
     check_disk(out, expected)
+    tokenizer = export_tokenizer(checkpoint.path, out, template=config.template, eos_ids=config.eos_ids)
+    if options.calibrated:
+        form = calibrated_form(checkpoint, options, tokenizer, out)
+        graphs["decoder"] = build_decoder(config.text, form)
     meter = Meter(expected, progress)
     for name, builder in graphs.items():
         save_graph(builder, checkpoint, out / f"{name}.onnx", meter.stage(name))
@@ -180,22 +193,19 @@ def export_checkpoint(
 def calibrated_form(
     checkpoint: Checkpoint, options: ExportOptions, tokenizer: TokenizerContract, out: Path
 ) -> Form:
-    """`options.decoder_form` with what is fitted to the calibration pictures."""
-    form = options.decoder_form
-    if options.calibration is None or not options.calibrated:
-        return form
+    """`options.decoder_form` with what is fitted to the calibration pictures; the tokenizer's files are in `out`."""
     if find_spec("torch") is None:
         raise OptionError(
             "calibration runs the model in PyTorch; install it with: pip install 'vitrail[verify]'"
         )
     from vitrail_export.calibrate import calibrate  # noqa: PLC0415  torch is needed here only
-    from vitrail_export.pictures import Asking  # noqa: PLC0415
+    from vitrail_export.pictures import Asking, picture_prompts  # noqa: PLC0415
 
-    asking = Asking(
-        load_tokenizer(out, tokenizer), prompt_contract(checkpoint.config), tokenizer.image_context_id
-    )
-    gptq = options.quantizer == "gptq"
-    found = calibrate(checkpoint, options.calibration, form=form, gptq=gptq, asking=asking)
+    contract = prompt_contract(checkpoint.config)
+    asking = Asking(load_tokenizer(out, tokenizer), contract, tokenizer.image_context_id)
+    prompts = picture_prompts(checkpoint, options.calibration or out, asking)
+    form = options.decoder_form
+    found = calibrate(checkpoint, prompts, form=form, gptq=options.quantizer == "gptq")
     return replace(form, quantizer=found, cache=found if options.cache == "int8" else None)
 
 

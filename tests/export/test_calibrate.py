@@ -10,7 +10,7 @@ from vitrail.session import Step
 from vitrail.session.ort import OrtDecoder
 from vitrail_export.calibrate import Calibrated, LayerByLayer
 from vitrail_export.checkpoint import Checkpoint
-from vitrail_export.exporter import ExportOptions, export_checkpoint
+from vitrail_export.exporter import ExportOptions, export_checkpoint, read_sensitive
 from vitrail_export.graph import Form
 from vitrail_export.graph import ir as graph_ir
 from vitrail_export.pictures import find_pictures
@@ -143,6 +143,13 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
     options = ExportOptions(quantizer="gptq", calibration=tmp_path)
     with pytest.raises(OptionError, match=r"calibration picture cannot be read: .*broken\.png.*remove it"):
         export_checkpoint(TINY, tmp_path / "out", options=options)
+
+
+def test_sensitive_parts_are_read_by_name():
+    assert read_sensitive("lm_head, down") == ("lm_head", "down")
+    assert read_sensitive("none") == ()
+    with pytest.raises(OptionError, match="'up' is unknown; choose lm_head, first, last, v, down"):
+        read_sensitive("v,up")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,22 @@ class FloatPrecision(str, Enum):
         return "float32" if self is FloatPrecision.fp32 else "float16"
 
 
+class QuantizerName(str, Enum):
+    rtn = "rtn"
+    gptq = "gptq"
+
+
+class CacheName(str, Enum):
+    same = "float"
+    int8 = "int8"
+
+
+class TableName(str, Enum):
+    same = "float"
+    int8 = "int8"
+    int4 = "int4"
+
+
 class DialectName(str, Enum):
     ort = "ort"
     standard = "standard"
@@ -67,18 +83,43 @@ def export(
     dialect: Annotated[
         DialectName, typer.Option(help="ort for ONNX Runtime, standard for TensorRT.")
     ] = DialectName.ort,
+    quantizer: Annotated[
+        QuantizerName, typer.Option(help="Of int8 and int4 weights: rounded, or fitted to --calibration.")
+    ] = QuantizerName.rtn,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Directory of pictures, for gptq and an int8 KV cache.")
+    ] = None,
+    sensitive: Annotated[
+        str, typer.Option(help="What int4 keeps in int8: lm_head, first, last, v, down, by commas; or none.")
+    ] = "lm_head",
+    kv_cache: Annotated[
+        CacheName, typer.Option(help="Of the KV cache; int8 is fitted to --calibration.")
+    ] = CacheName.same,
+    embeddings: Annotated[
+        TableName | None, typer.Option(help="Of the embedding table; int8 beside int8 and int4 weights.")
+    ] = None,
     check: Annotated[
         bool, typer.Option(help="Run the artifacts; compare them with PyTorch where torch is installed.")
     ] = True,
 ) -> None:
     """Turn a checkpoint into ONNX artifacts with their manifest, and check them."""
-    from vitrail_export.exporter import ExportOptions, export_checkpoint, read_precision  # noqa: PLC0415
+    from vitrail_export.exporter import (  # noqa: PLC0415
+        ExportOptions,
+        export_checkpoint,
+        read_precision,
+        read_sensitive,
+    )
 
     options = ExportOptions(
         precision=read_precision(precision.value),
         vision_precision=vision_precision.precision,
         activations=activations.dtype,
         dialect=dialect.value,
+        quantizer=quantizer.value,
+        calibration=calibration,
+        sensitive=read_sensitive(sensitive),
+        cache=kv_cache.value,
+        embeddings=None if embeddings is None else embeddings.value,
     )
     started = time.monotonic()
     with byte_progress() as progress:
