@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+import weakref
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
 from vitrail.errors import ArtifactError, OptionError
 from vitrail.session.cuda_driver import Gpu
-from vitrail.session.trt_library import TensorRtLibrary, dtype_of, require_cuda
+from vitrail.session.trt_library import LoadedEngine, TensorRtLibrary, dtype_of, require_cuda
 
 GPU = Gpu("Test GPU", "sm_89", (13, 0))
 
@@ -146,3 +149,79 @@ def test_a_runtime_that_did_not_start_is_neither_used_nor_collected():
     command = [sys.executable, "-c", RUNTIME_THAT_HOLDS_NOTHING]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert told == "tensorrt 11.4.0 cannot start on Test GPU: CUDA initialization failure with error: 35\n"
+
+
+class FakeModule:
+    """Of tensorrt_rtx, what makes contexts; each context compiles one more kernel."""
+
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="managed")
+    CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="capture", DISABLED="none")
+
+    def __init__(self):
+        self.kernels, self.made, self.cache = b"", [], lambda: None
+
+    def create_runtime_config(self):
+        config = SimpleNamespace(cuda_graph_strategy=None)
+        config.create_runtime_cache = self.create_runtime_cache
+        config.set_runtime_cache = lambda cache: setattr(self, "cache", weakref.ref(cache))
+        config.set_execution_context_allocation_strategy = lambda how: setattr(config, "how", how)
+        return config
+
+    def create_runtime_cache(self):
+        return FakeCache(self)
+
+    def create_execution_context(self, how):
+        assert self.cache() is not None, "the cache is gone"
+        self.kernels += b"k"
+        self.made.append((how.how, how.cuda_graph_strategy))
+        return object()
+
+
+@dataclass(eq=False)
+class FakeCache:
+    module: FakeModule
+
+    def serialize(self):
+        return self.module.kernels
+
+    def deserialize(self, blob):
+        fits = set(blob) <= {ord("k")}
+        self.module.kernels = bytes(blob) if fits else b""
+        return fits
+
+
+def opened(library, file):
+    module = FakeModule()
+    return LoadedEngine(library, module, module, file), module
+
+
+def test_contexts_leave_activations_to_the_session_and_capture_where_they_are_asked_to(library, tmp_path):
+    loaded, module = opened(library, tmp_path / "e.engine")
+    loaded.context(graphs=False)
+    loaded.context(graphs=True)
+    assert module.made == [("managed", "none"), ("managed", "capture")]
+
+
+def test_compiled_kernels_are_kept_beside_the_engine(library, tmp_path):
+    loaded, _ = opened(library, tmp_path / "e.engine")
+    loaded.context(graphs=False)
+    loaded.context(graphs=False)
+    assert (tmp_path / "e.engine.kernels").read_bytes() == b"kk"
+    again, module = opened(library, tmp_path / "e.engine")
+    assert module.kernels == b"kk"
+    again.context(graphs=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["e.engine.kernels"]
+
+
+def test_kernels_of_another_machine_are_compiled_again(library, tmp_path, caplog):
+    (tmp_path / "e.engine.kernels").write_bytes(b"another GPU")
+    loaded, _ = opened(library, tmp_path / "e.engine")
+    assert "e.engine.kernels does not fit this machine" in caplog.text
+    loaded.context(graphs=False)
+    assert (tmp_path / "e.engine.kernels").read_bytes() == b"k"
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_no_reason_to_stop(library, tmp_path, caplog):
+    loaded, _ = opened(library, tmp_path / "gone" / "e.engine")
+    assert loaded.context(graphs=False) is not None
+    assert "compiled kernels are not kept" in caplog.text

@@ -11,7 +11,6 @@ import importlib
 import logging
 import mmap
 import re
-from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -118,7 +117,7 @@ class TensorRtLibrary:
             raise ArtifactError(
                 f"{self.builder} {self.version} cannot load engine {file.name}: {self.last_error()}; {cure}"
             )
-        return LoadedEngine(self, engine, self._module)
+        return LoadedEngine(self, engine, self._module, file)
 
     def last_error(self) -> str:
         """The first error of the last failure, which caused the others."""
@@ -127,33 +126,56 @@ class TensorRtLibrary:
         return first[:400]
 
 
-@dataclass
 class LoadedEngine:
-    library: TensorRtLibrary
-    plan: Any
-    module: Any
-    # The runtime config does not keep its cache alive, and TensorRT would use it after it is gone.
-    kept: list[Any] = field(default_factory=list)
+    """An engine and, for RTX, the kernels compiled for it, which are kept in a file beside the engine's."""
+
+    def __init__(self, library: TensorRtLibrary, plan: Any, module: Any, file: Path) -> None:
+        self.plan = plan
+        self._library, self._module = library, module
+        self._kernels = Kernels(plan.create_runtime_config(), file) if library.captures_itself else None
 
     def context(self, *, graphs: bool) -> Context:
-        managed = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        how = self._config(graphs=graphs, managed=managed) if self.library.captures_itself else managed
+        how = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._kernels is not None:
+            config, strategy = self._kernels.config, self._module.CudaGraphStrategy
+            config.set_execution_context_allocation_strategy(how)
+            config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if graphs else strategy.DISABLED
+            how = config
         context: Context | None = self.plan.create_execution_context(how)
         if context is None:
-            raise ServerError(f"TensorRT made no execution context: {self.library.last_error()}")
+            raise ServerError(f"TensorRT made no execution context: {self._library.last_error()}")
+        if self._kernels is not None:
+            self._kernels.keep()
         return context
 
-    def _config(self, *, graphs: bool, managed: Any) -> Any:
-        strategy = self.module.CudaGraphStrategy
-        if not self.kept:
-            config = self.plan.create_runtime_config()
-            cache = config.create_runtime_cache()
-            config.set_runtime_cache(cache)
-            config.set_execution_context_allocation_strategy(managed)
-            self.kept += [config, cache]
-        config = self.kept[0]
-        config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if graphs else strategy.DISABLED
-        return config
+
+class Kernels:
+    """What RTX compiles for an engine, from an earlier run where that fits: it refuses a file of another GPU, driver or
+    version itself, and one that is damaged, and compiles anew.
+    """
+
+    def __init__(self, config: Any, engine: Path) -> None:
+        self.config = config
+        self._file = engine.with_name(engine.name + ".kernels")
+        # The config does not keep its cache alive, and TensorRT would use it after it is gone.
+        self._cache = config.create_runtime_cache()
+        self._size = 0
+        if self._file.is_file() and not self._cache.deserialize(self._file.read_bytes()):
+            log.warning("%s does not fit this machine; kernels are compiled again", self._file.name)
+        config.set_runtime_cache(self._cache)
+
+    def keep(self) -> None:
+        """Write them, where there are more than before; a folder that cannot be written costs the next start time."""
+        blob = bytes(self._cache.serialize())
+        if len(blob) == self._size:
+            return
+        self._size = len(blob)
+        partial = self._file.with_name(self._file.name + ".partial")
+        try:
+            partial.write_bytes(blob)
+            partial.replace(self._file)
+        except OSError as error:
+            log.warning("compiled kernels are not kept, the next start compiles them again: %s", error)
 
 
 def dtype_of(plan: Plan, tensor: str) -> str:
