@@ -199,6 +199,16 @@ def test_an_export_that_tensorrt_cannot_take_needs_its_checkpoint(
     assert all(node.domain == "" for node in found.load().graph)
 
 
+def test_a_decoder_that_was_fitted_to_pictures_is_not_silently_rounded_anew(exported, tmp_path):
+    directory = exported("internvl2-tiny", precision="int4")
+    manifest = load_manifest(directory)
+    fitted = manifest.model_copy(
+        update={"decoder": manifest.decoder.model_copy(update={"quantizer": "gptq"})}
+    )
+    with pytest.raises(ArtifactError, match=r"fitted to pictures.*--dialect standard .*--quantizer gptq"):
+        Sources(directory, fitted, EngineOptions(), tmp_path, Checkpoint.open(TINY)).find("decoder")
+
+
 def test_pictures_are_files_or_folders_that_hold_some(tmp_path):
     assert [path.name for path in picture_files((IMAGES,))] == [
         "astronaut.png",

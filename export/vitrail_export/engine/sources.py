@@ -51,11 +51,21 @@ class Sources:
     checkpoint: Checkpoint | None
 
     def find(self, stage: Stage) -> Source:
-        """Raises ArtifactError where the export has no graph for TensorRT and no checkpoint was named."""
-        if self.checkpoint is not None:
-            return Source(stage, self._derive(stage, self.checkpoint))
-        self._check_form(stage)
-        return Source(stage, self.directory / self.manifest.artifacts[stage].path)
+        """Raises ArtifactError where the export has no graph for TensorRT and no checkpoint can give it."""
+        unfit = self._unfit(stage)
+        if unfit is None:
+            return Source(stage, self.directory / self.manifest.artifacts[stage].path)
+        if self.checkpoint is None:
+            raise ArtifactError(
+                f"{unfit}; name the checkpoint that it was exported from, and the graph is made anew: "
+                f"vitrail engine {self.directory} --checkpoint CHECKPOINT ...; or export once more with: {self._export()}"
+            )
+        if stage == "decoder" and self.manifest.decoder.quantizer != "rtn":
+            raise ArtifactError(
+                f"{unfit}, and its weights were fitted to pictures, which is not repeated here; export once more with: "
+                f"{self._export()} --quantizer {self.manifest.decoder.quantizer} --calibration PICTURES"
+            )
+        return Source(stage, self._derive(stage, self.checkpoint))
 
     def _derive(self, stage: Stage, checkpoint: Checkpoint) -> Path:
         path = self.scratch / f"{stage}.source.onnx"
@@ -77,26 +87,23 @@ class Sources:
             "decoder": lambda: build_decoder(config.text, form.decoder_form),
         }
 
-    def _check_form(self, stage: Stage) -> None:
+    def _unfit(self, stage: Stage) -> str | None:
+        """What keeps an engine from being made of the export's own graph."""
         vision, decoder = self.manifest.vision, self.manifest.decoder
         if stage == "decoder" and decoder.dialect != "standard":
-            self._refuse(
-                f"decoder of '{self.directory}' is in dialect {decoder.dialect}, TensorRT needs standard"
+            return (
+                f"the decoder of '{self.directory}' is in dialect {decoder.dialect}, TensorRT needs standard"
             )
         if stage == "vision_encoder" and vision.precision not in ("float32", "float16"):
-            self._refuse(
-                f"vision encoder of '{self.directory}' is in {vision.precision}, TensorRT needs it in fp16 or fp32"
-            )
+            return f"the vision encoder of '{self.directory}' is in {vision.precision}, TensorRT needs it in fp16 or fp32"
+        return None
 
-    def _refuse(self, found: str) -> None:
-        again = {"float32": "fp32", "float16": "fp16"}.get(
-            self.manifest.decoder.precision, self.manifest.decoder.precision
-        )
-        raise ArtifactError(
-            f"the {found}; name the checkpoint that it was exported from, and the graph is made anew: "
-            f"vitrail engine {self.directory} --checkpoint CHECKPOINT ...; or export once more with: "
+    def _export(self) -> str:
+        held = self.manifest.decoder.precision
+        precision = {"float32": "fp32", "float16": "fp16"}.get(held, held)
+        return (
             f"vitrail export CHECKPOINT --out {self.directory}-standard --dialect standard "
-            f"--vision-precision fp16 --precision {again} --activations fp16"
+            f"--vision-precision fp16 --precision {precision} --activations fp16"
         )
 
 
