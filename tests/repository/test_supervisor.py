@@ -8,7 +8,8 @@ import pytest
 from vitrail.errors import ServerError
 from vitrail.triton.options import ServerOptions
 from vitrail.triton.processes import Stub, wait_until
-from vitrail.triton.supervisor import WATCHED, Budget, Supervisor
+from vitrail.triton.server import WATCHED
+from vitrail.triton.supervisor import Budget, Supervisor
 
 
 class FakeServer:
@@ -18,6 +19,7 @@ class FakeServer:
         self.calls, self.is_running, self.broken = Counter(), False, set()
         self._next, self._stubs = 0, {}
         self.options = ServerOptions(watchdog_s=0)
+        self.watched = WATCHED
         self.gate = threading.Event()  # reloads wait for it
         self.gate.set()
 

@@ -1,4 +1,4 @@
-"""The command line: `vitrail export | verify | synthesize | plan | engine | serve | ask | eval | bench | info`.
+"""The command line: `vitrail export | verify | synthesize | plan | engine | repository | serve | ask | eval | bench | info`.
 
 Answers and data go to stdout, everything else to stderr. Exit codes: 0 done, 1 unexpected, 2 wrong input,
 3 artifacts or checkpoint, 4 export or parity, 5 server, 130 interrupted, 143 terminated.
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vitrail.cli import ask, bench, engine, info, make, plan, serve
+from vitrail.cli import ask, bench, engine, info, make, plan, repository, serve
 from vitrail.cli import eval as evaluation
 
 app = typer.Typer(
@@ -25,9 +25,14 @@ app = typer.Typer(
 app.command(epilog="Example: vitrail export ./InternVL2-2B --out artifacts --precision int4")(make.export)
 app.command(epilog="Example: vitrail verify artifacts --against ./InternVL2-2B")(make.verify)
 app.command(epilog="Example: vitrail synthesize internvl2-2b --out random-2b --layout hf")(make.synthesize)
-app.command(epilog="Example: vitrail plan internvl2-2b --memory 8GiB --context 4096 --target jetson")(plan.plan)
+app.command(epilog="Example: vitrail plan internvl2-2b --memory 8GiB --context 4096 --target jetson")(
+    plan.plan
+)
 app.command(epilog="Example: vitrail engine artifacts --with tensorrt-rtx --targets sm_86,sm_89 --decoder")(
     engine.engine
+)
+app.command(epilog="Example: vitrail repository artifacts --out models --target tensorrt --gpu sm_90")(
+    repository.repository
 )
 app.command(epilog="Example: vitrail serve artifacts --grpc-port 8001 --slots 8")(serve.serve)
 app.command(epilog="Example: vitrail ask photo.jpg -q 'What is in this picture?'")(ask.ask)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from enum import Enum
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitrail.cli.terminal import command
+from vitrail.cli.terminal import TargetName, command
 from vitrail.manifest import FILENAME, load_manifest
 from vitrail.plan.check import memory_limit_bytes
 from vitrail.plan.memory import KINDS, Plan, plan_memory
@@ -22,17 +21,11 @@ from vitrail.plan.size import parse_size, show_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vitrail.plan.model import Target
     from vitrail_export.exporter import ExportOptions
 
 SHOWN_TILES = (13, 4, 1)
 _UNKNOWN_MEMORY = 1 << 62
-
-
-class TargetName(str, Enum):
-    cpu = "cpu"
-    cuda = "cuda"
-    tensorrt = "tensorrt"
-    jetson = "jetson"
 
 
 @command(extra="export")
@@ -62,20 +55,20 @@ def plan(
         prefill_chunk=prefill_chunk,
         feature_cache_bytes=feature_cache << 20,
     )
-    models = _models(source, target.value)
+    models = _models(source, target.target)
     shown, limits = ((tiles_per_run,), (tiles_per_run,)) if tiles_per_run else (SHOWN_TILES, TILE_LIMITS)
     plans = [
-        plan_memory(model, replace(load, tiles_per_run=tiles), target=target.value)
+        plan_memory(model, replace(load, tiles_per_run=tiles), target=target.target)
         for model, tiles in product(models, shown)
     ]
-    best = propose(models, load, target=target.value, memory_bytes=memory_bytes, tile_limits=limits)
+    best = propose(models, load, target=target.target, memory_bytes=memory_bytes, tile_limits=limits)
     for line in _table(plans, memory_bytes):
         typer.echo(line)
     typer.echo(_advice(best, load))
     typer.echo(json.dumps(_record(plans, best, memory_bytes)))
 
 
-def _models(source: str, target: str) -> list[Model]:
+def _models(source: str, target: Target) -> list[Model]:
     """An export as it is, or what can be made of a checkpoint, the most precise first."""
     path = Path(source)
     if (path / FILENAME).is_file():
@@ -86,7 +79,7 @@ def _models(source: str, target: str) -> list[Model]:
     return [sized(found, options) for options in _exports(target)]
 
 
-def _exports(target: str) -> list[ExportOptions]:
+def _exports(target: Target) -> list[ExportOptions]:
     """What `vitrail export` can make for a target, the most precise first."""
     from vitrail_export.exporter import ExportOptions  # noqa: PLC0415
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitrail.cli.terminal import PROVIDER_HELP, command, stderr
+from vitrail.cli.repository import decoder_provider
+from vitrail.cli.terminal import PROVIDER_HELP, TargetName, command, stderr
 from vitrail.errors import OptionError
-from vitrail.providers import parse_provider
 
 if TYPE_CHECKING:
     from vitrail.triton.options import Tls
@@ -50,7 +50,16 @@ def serve(
     prefix_cache: Annotated[
         bool, typer.Option(help="Use again what is still cached of a prompt's beginning.")
     ] = True,
-    provider: Annotated[str, typer.Option(help=PROVIDER_HELP)] = "cpu",
+    provider: Annotated[
+        str | None, typer.Option(help=f"{PROVIDER_HELP} [default: the target's]", show_default=False)
+    ] = None,
+    target: Annotated[
+        TargetName,
+        typer.Option(help="cuda, tensorrt, jetson: vision on Triton's own backends, in NVIDIA's container."),
+    ] = TargetName.cpu,
+    gpu: Annotated[
+        str | None, typer.Option(help="With --target tensorrt: which engines, where there are several.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Of the whole server; 0 for every physical core.")] = 0,
     vision_threads: Annotated[
         int, typer.Option(help="How many of them only the vision models use; 0 to share them all.")
@@ -105,7 +114,9 @@ def serve(
     )
     settings = ServingSettings(
         decoder=decoder,
-        provider=parse_provider(provider),
+        provider=decoder_provider(artifacts, target.target, provider=provider),
+        target=target.target,
+        gpu=gpu,
         threads=threads,
         vision_threads=vision_threads,
         tiles_per_run=tiles_per_run,

@@ -36,10 +36,12 @@ def check_load(
     tiles_per_run: int,
     feature_cache_bytes: int,
     server: bool,
+    target: Target | None = None,
 ) -> None:
     """Check what an engine, or a server, would take of this machine's memory. A GPU's own memory is its session's affair.
 
-    Raises OptionError, with the figures and the cure, where that is beyond the machine by more than MARGIN.
+    target: None for what the provider tells. Raises OptionError, with the figures and the cure, where that is beyond
+    the machine by more than MARGIN.
     """
     load = Load(
         slots=settings.slots,
@@ -48,7 +50,7 @@ def check_load(
         tiles_per_run=tiles_per_run,
         feature_cache_bytes=feature_cache_bytes,
     )
-    plan = plan_memory(model_of(manifest), load, target=_target(provider), server=server)
+    plan = plan_memory(model_of(manifest), load, target=target or _target(provider), server=server)
     limit_bytes = memory_limit_bytes()
     if limit_bytes is not None:
         check_memory(plan, limit_bytes=limit_bytes)

@@ -19,6 +19,8 @@ from vitrail.client.wire import ARTIFACTS_PARAMETER, error_to_text
 from vitrail.errors import ArtifactError, Busy, Cancelled, DeadlineExceeded, InvalidInput, VitrailError
 from vitrail.manifest import Manifest, load_manifest
 from vitrail.triton.repository import SETTINGS_PARAMETER, ServingSettings, settings_from_json
+from vitrail.triton.vision_models import PARAMETER as VISION_PARAMETER
+from vitrail.triton.vision_models import VisionModels, vision_models_from_json
 
 T = TypeVar("T")
 
@@ -38,10 +40,11 @@ class Served:
     artifacts: Path
     manifest: Manifest
     settings: ServingSettings
+    vision: VisionModels
 
 
 def read_served(args: Mapping[str, str]) -> Served:
-    """From the model's parameters `artifacts` (else the variable VITRAIL_ARTIFACTS) and `settings`."""
+    """From the model's parameters `artifacts` (else the variable VITRAIL_ARTIFACTS), `settings` and `vision_models`."""
     parameters = json.loads(args["model_config"]).get("parameters", {})
     values = {name: value["string_value"] for name, value in parameters.items()}
     directory = values.get(ARTIFACTS_PARAMETER) or os.environ.get("VITRAIL_ARTIFACTS")
@@ -53,7 +56,10 @@ def read_served(args: Mapping[str, str]) -> Served:
     settings = (
         settings_from_json(values[SETTINGS_PARAMETER]) if SETTINGS_PARAMETER in values else ServingSettings()
     )
-    return Served(Path(directory), load_manifest(Path(directory)), settings)
+    vision = (
+        vision_models_from_json(values[VISION_PARAMETER]) if VISION_PARAMETER in values else VisionModels()
+    )
+    return Served(Path(directory), load_manifest(Path(directory)), settings, vision)
 
 
 @contextmanager

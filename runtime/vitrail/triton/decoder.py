@@ -13,7 +13,6 @@ from vitrail.client.wire import (
     DECODER,
     DELTA,
     FEATURES,
-    IMAGE_EMBEDS,
     PROJECTOR,
     TEXT_OUTPUT,
     TILES,
@@ -30,10 +29,12 @@ from vitrail.session.open import open_decoder
 from vitrail.tokenizer import Tokenizer, load_tokenizer
 from vitrail.triton.answering import Answering
 from vitrail.triton.backend import Served, loading, read_served, triton_error
+from vitrail.triton.device_tensor import to_host
 from vitrail.triton.looking import Looking
 from vitrail.triton.outbox import Event, Outbox
 from vitrail.triton.question import TILES_REUSED, Tensors
 from vitrail.triton.telemetry import Telemetry
+from vitrail.triton.vision_models import VisionModels
 
 _RUNS_PER_LOOK = 4
 
@@ -48,7 +49,9 @@ class TritonPythonModel:
             self._decoder = _decoder(served, tokenizer)
             self._outbox = Outbox(_deliver)
             looking = Looking(
-                self._decoder, see=_see, tiles_per_look=_RUNS_PER_LOOK * served.settings.tiles_per_run
+                self._decoder,
+                see=partial(_see, vision=served.vision),
+                tiles_per_look=min(_RUNS_PER_LOOK * served.settings.tiles_per_run, served.vision.batch_tiles),
             )
             self._telemetry = _telemetry(served, self._decoder, looking)
             self._answering = Answering(
@@ -112,7 +115,7 @@ def _capacity(served: Served) -> int:
 
 def _tensors(request: Any) -> Tensors:
     """Copies: the request's memory goes back to Triton before the answer is there."""
-    return {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
+    return {tensor.name(): to_host(tensor) for tensor in request.inputs()}
 
 
 def _deliver(sender: Any, event: Event, final: bool) -> None:  # noqa: FBT001  (a callback)
@@ -131,12 +134,13 @@ def _outputs(delta: Delta) -> list[Any]:
     return [pb_utils.Tensor(name, np.array([text.encode()], np.object_)) for name, text in values.items()]
 
 
-def _see(tiles: Uint8, request: Request, remaining_s: float) -> Seen:
+def _see(tiles: Uint8, request: Request, remaining_s: float, *, vision: VisionModels) -> Seen:
     """By way of the vision models, in whose queues it waits no longer than `remaining_s`. Raises what they answer."""
     infer = partial(_infer, request_id=request.id, timeout_us=max(1, int(1e6 * remaining_s)))
-    features, reused = infer(VISION_ENCODER, pb_utils.Tensor(TILES, tiles), outputs=[FEATURES, TILES_REUSED])
-    (embeds,) = infer(PROJECTOR, features, outputs=[IMAGE_EMBEDS])
-    return Seen(embeds.as_numpy().copy(), int(np.count_nonzero(reused.as_numpy())))
+    wanted = [FEATURES, TILES_REUSED] if vision.reports else [FEATURES]
+    features, *reused = infer(VISION_ENCODER, pb_utils.Tensor(TILES, tiles), outputs=wanted)
+    (embeds,) = infer(PROJECTOR, features, outputs=[vision.embeds])
+    return Seen(to_host(embeds), sum(int(np.count_nonzero(to_host(each))) for each in reused))
 
 
 def _infer(model: str, tensor: Any, *, outputs: Sequence[str], request_id: str, timeout_us: int) -> list[Any]:

@@ -16,11 +16,14 @@ from vitrail.errors import InvalidInput, OptionError, ServerError
 from vitrail.features import DEFAULT_LIMIT_BYTES, check_limit
 from vitrail.machine import Shares, share_threads
 from vitrail.manifest import Manifest, load_manifest
+from vitrail.plan.model import TARGETS, Target
 from vitrail.providers import Cpu, Provider, parse_provider, with_threads
 from vitrail.tiling import MAX_TILES
+from vitrail.triton import targets
+from vitrail.triton.vision_models import BATCH_TILES
+from vitrail.triton.vision_models import PARAMETER as VISION_PARAMETER
 
 SETTINGS_PARAMETER = "settings"
-BATCH_TILES = 128  # max_batch_size of vision_encoder and projector; one request's most, too
 CONFIG = "config.pbtxt"
 MODELS = (wire.VISION_ENCODER, wire.PROJECTOR, wire.DECODER, wire.ENSEMBLE)
 
@@ -31,7 +34,8 @@ class ServingSettings:
 
     provider: what computes; threads: of all models together, 0 for every physical core; vision_threads: how many of
     them the vision models have for themselves (see share_threads); tiles_per_run bounds the memory of the vision
-    encoder, feature_cache_bytes what it keeps of the tiles that it has seen.
+    encoder, feature_cache_bytes what it keeps of the tiles that it has seen. target: which of Triton's backends run the
+    vision models; gpu: which of several engines, by compute capability, such as sm_86.
     """
 
     decoder: Settings = Settings()  # noqa: RUF009  (frozen)
@@ -40,12 +44,16 @@ class ServingSettings:
     tiles_per_run: int = 8
     feature_cache_bytes: int = DEFAULT_LIMIT_BYTES
     provider: Provider = Cpu()  # noqa: RUF009  (frozen)
+    target: Target = "cpu"
+    gpu: str | None = None
 
     def __post_init__(self) -> None:
         with_threads(self.provider, self.threads)
         if not 1 <= self.tiles_per_run <= BATCH_TILES:
             raise OptionError(f"tiles_per_run is {self.tiles_per_run}; it must be from 1 to {BATCH_TILES}")
         check_limit(self.feature_cache_bytes)
+        if self.target not in TARGETS:
+            raise OptionError(f"target '{self.target}' is unknown; it is one of {', '.join(TARGETS)}")
 
     @property
     def shares(self) -> Shares:
@@ -71,8 +79,13 @@ def settings_from_json(text: str) -> ServingSettings:
         ) from error
 
 
-def contract(manifest: Manifest, settings: ServingSettings) -> wire.Contract:
-    """What the server tells its clients. One place of a slot stays free, so a request has one token less."""
+def contract(
+    manifest: Manifest, settings: ServingSettings, *, ensemble_tiles: int | None = None
+) -> wire.Contract:
+    """What the server tells its clients. One place of a slot stays free, so a request has one token less.
+
+    ensemble_tiles: the most that the ensemble's vision encoder takes of one request, where that is less.
+    """
     capacity = settings.decoder.capacity(manifest.decoder.context_tokens)
     return wire.contract_from_manifest(
         manifest,
@@ -80,6 +93,7 @@ def contract(manifest: Manifest, settings: ServingSettings) -> wire.Contract:
         context_tokens=capacity - 1,
         queue_limit=settings.decoder.queue_limit,
         max_request_tiles=BATCH_TILES,
+        ensemble_tiles=ensemble_tiles,
     )
 
 
@@ -107,39 +121,82 @@ def packaged_repository() -> Path:
     )
 
 
-def write_repository(artifacts: Path, out: Path, *, settings: ServingSettings | None = None) -> Path:
+def write_repository(
+    artifacts: Path, out: Path, *, settings: ServingSettings | None = None, mounted_at: Path | None = None
+) -> Path:
     """Compose a repository that serves `artifacts` at `out`, whole or not at all; `out` is untouched when it is current.
 
-    Raises ArtifactError for bad artifacts, OptionError for settings beyond them, InvalidInput when `out` is
-    something else.
+    mounted_at: where the server finds the artifacts, if elsewhere. Raises ArtifactError for bad artifacts, OptionError
+    for settings beyond them, InvalidInput when `out` is something else.
     """
     manifest = load_manifest(artifacts, contents=True)
     settings = settings or ServingSettings()
+    served = targets.served_models(
+        manifest,
+        artifacts,
+        target=settings.target,
+        tiles_per_run=settings.tiles_per_run,
+        gpu=settings.gpu,
+    )
+    vision = targets.vision_models(served)
+    ensemble_tiles = vision.batch_tiles if vision else None
+    told = contract(manifest, settings, ensemble_tiles=ensemble_tiles)
     parameters = {
-        wire.ARTIFACTS_PARAMETER: str(artifacts.resolve()),
+        wire.ARTIFACTS_PARAMETER: str(mounted_at or artifacts.resolve()),
         SETTINGS_PARAMETER: settings.to_json(),
-        wire.CONTRACT_PARAMETER: wire.contract_to_json(contract(manifest, settings)),
+        wire.CONTRACT_PARAMETER: wire.contract_to_json(told),
+        **({VISION_PARAMETER: vision.to_json()} if vision else {}),
     }
+    configs = _configs(manifest, settings, served)
     _check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as staging:
         new = Path(staging, "new")
-        _compose(new, parameters)
+        _compose(new, configs, parameters)
+        for name, file in targets.file_names(served):
+            _place(file, new / name)
         if not (out.is_dir() and _same(new, out)):
             _swap(new, out, old=Path(staging, "old"))
     return out
 
 
-def _compose(out: Path, parameters: dict[str, str]) -> None:
+def _configs(
+    manifest: Manifest, settings: ServingSettings, served: tuple[targets.Served, ...]
+) -> dict[str, str]:
+    """Every model's config.pbtxt, but for its parameters."""
     source = packaged_repository()
-    for model in MODELS:
+    texts = {model: (source / model / CONFIG).read_text(encoding="utf-8") for model in MODELS}
+    if not served:
+        return texts
+    provider = settings.provider
+    decoder, ensemble = (targets.parse_config(texts[model]) for model in (wire.DECODER, wire.ENSEMBLE))
+    changed: dict[str, Any] = {
+        model.stage: targets.vision_config(model, manifest, provider=provider) for model in served
+    }
+    changed[wire.DECODER] = targets.decoder_config(decoder, served, target=settings.target, provider=provider)
+    changed[wire.ENSEMBLE] = targets.ensemble_config(ensemble)
+    return {model: targets.config_text(config) for model, config in changed.items()}
+
+
+def _compose(out: Path, configs: dict[str, str], parameters: dict[str, str]) -> None:
+    source = packaged_repository()
+    for model, config in configs.items():
         version = out / model / "1"
         version.mkdir(parents=True)
-        own = {} if model == wire.ENSEMBLE else parameters
-        config = (source / model / CONFIG).read_text(encoding="utf-8")
-        (out / model / CONFIG).write_text(config + _parameters_text(own), encoding="utf-8")
-        if (source / model / "1" / "model.py").is_file():
+        is_ours = 'backend: "python"' in config
+        (out / model / CONFIG).write_text(
+            config + _parameters_text(parameters if is_ours else {}), encoding="utf-8"
+        )
+        if is_ours:
             shutil.copy(source / model / "1" / "model.py", version)
+
+
+def _place(file: Path, to: Path) -> None:
+    """A second name for the file, or a copy where the file system does not allow that."""
+    try:
+        to.hardlink_to(file.resolve())
+    except OSError:
+        shutil.copy(file, to)
 
 
 def _parameters_text(parameters: dict[str, str]) -> str:
@@ -167,7 +224,12 @@ def _check_replaceable(out: Path) -> None:
 def _same(one: Path, other: Path) -> bool:
     """Whether every file of `one` has the same content in `other`."""
     names = [str(path.relative_to(one)) for path in one.rglob("*") if path.is_file()]
-    return not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])
+    changed = [name for name in names if not _linked(one / name, other / name)]
+    return not any(filecmp.cmpfiles(one, other, changed, shallow=False)[1:])
+
+
+def _linked(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)
 
 
 def _swap(new: Path, out: Path, *, old: Path) -> None:

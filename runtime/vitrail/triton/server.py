@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-from vitrail.client.wire import error_from_text
+from vitrail.client.wire import DECODER, PROJECTOR, VISION_ENCODER, error_from_text
 from vitrail.errors import ServerError
 from vitrail.manifest import load_manifest
 from vitrail.plan.check import check_load
@@ -39,6 +39,9 @@ Progress: TypeAlias = Callable[[tuple[str, ...]], None]
 Compose: TypeAlias = Callable[..., object]
 
 logger = logging.getLogger(__name__)
+
+WATCHED = (VISION_ENCODER, PROJECTOR, DECODER)
+"""Models of the python backend, each with a process of its own."""
 
 _UNLOAD_TIMEOUT_S = 10.0
 _LAST_UNLOAD_TIMEOUT_S = 3.0
@@ -101,6 +104,11 @@ class Server:
         """The newest living stub of each model; a reload leaves the older one alive for a moment."""
         prefix = self._workspace.region_prefix if self._workspace else "\0"
         return {stub.model: stub for stub in find_stubs(prefix)}
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Models that have a stub: Triton's own backends run in the server's process."""
+        return WATCHED if self.settings.target == "cpu" else (DECODER,)
 
     def lives(self, stub: Stub) -> bool:
         return is_alive(stub.pid)
@@ -170,6 +178,7 @@ class Server:
             tiles_per_run=self.settings.tiles_per_run,
             feature_cache_bytes=self.settings.feature_cache_bytes,
             server=True,
+            target=None if self.settings.target == "cpu" else self.settings.target,
         )
 
     def _warn_of_shortage(self) -> None:

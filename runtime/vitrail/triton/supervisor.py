@@ -15,13 +15,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from vitrail.client.wire import DECODER, PROJECTOR, VISION_ENCODER
+from vitrail.client.wire import PROJECTOR, VISION_ENCODER
 from vitrail.errors import ServerError, VitrailError
 from vitrail.triton.processes import Stub
 from vitrail.triton.server import Progress, Server
 
 RELOADABLE = (VISION_ENCODER, PROJECTOR)
-WATCHED = (*RELOADABLE, DECODER)
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +119,7 @@ class Supervisor:
         if not self.server.wait_ready(on_progress=self._on_progress, cancelled=self._stop.is_set):
             return
         self._stubs = dict(self.server.stubs())
-        if missing := [model for model in WATCHED if model not in self._stubs]:
+        if missing := [model for model in self.server.watched if model not in self._stubs]:
             raise ServerError(f"the process of '{missing[0]}' died as soon as it had started")
         if self._on_ready is not None:
             self._on_ready(self.server)
