@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from demo.recipe import curves, train_joint, train_text, train_vision
+from demo.recipe import curves, together, train_joint, train_text, train_vision
 from demo.recipe.convert import convert, trained
 from demo.recipe.grow import grow
 from demo.recipe.loop import Stage, run
@@ -46,6 +46,8 @@ WHOLE = (
 def main() -> None:
     arguments = _parser().parse_args()
     torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    together.join()
     arguments.run(arguments)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from demo.recipe import together
 from demo.recipe.muon import set_rate
 from demo.recipe.state import Log, load, parts_of, save
 
@@ -54,28 +55,32 @@ def run(
     """
     path, log = directory / f"{stage.name}.pt", Log(directory / f"{stage.name}.jsonl")
     step, samples = resume(stage, path)
-    rng = random.Random(f"{stage.name} {seed} {step}")  # noqa: S311
+    rng = random.Random(f"{stage.name} {seed} {step} {together.RANK}")  # noqa: S311
     end, saved = time.monotonic() + seconds, time.monotonic()
-    warm_from, sums = step, defaultdict(list)
-    while (left := end - time.monotonic()) > 0 and not is_stopped():
-        cooled = max(LAST_RATE, left / cooling_s) if cooling_s else 1.0
-        set_rate(stage.optimizers, rate * min(1.0, (step + 1 - warm_from) / WARMUP_STEPS, cooled))
+    warm_from, sums, ended = step, defaultdict(list), 0.0
+    while ended == 0.0:
         for part in stage.lesson(rng, step):
             part.loss.backward()
             samples += part.samples
             for name, figure in part.figures.items():
                 sums[name].append(figure)
+        left = end - time.monotonic()
+        cooled = max(LAST_RATE, min(1.0, left / cooling_s)) if cooling_s else 1.0
+        share = rate * min(1.0, (step + 1 - warm_from) / WARMUP_STEPS, cooled)
+        share, ended = together.mean(list(stage.model.parameters()), [share, float(left < 0 or is_stopped())])
+        set_rate(stage.optimizers, share)
         step_all(stage.optimizers)
         step += 1
+        if together.RANK:
+            continue
         if step % REPORT_STEPS == 0:
             log.report(
                 step=step, samples=samples, **{name: sum(of) / len(of) for name, of in sorted(sums.items())}
             )
             sums.clear()
-        if time.monotonic() - saved > SAVE_SECONDS:
+        if ended or time.monotonic() - saved > SAVE_SECONDS:
             save(path, step=step, samples=samples, **parts_of(stage.model, stage.optimizers))
             saved = time.monotonic()
-    save(path, step=step, samples=samples, **parts_of(stage.model, stage.optimizers))
 
 
 def step_all(optimizers: list[torch.optim.Optimizer]) -> None:

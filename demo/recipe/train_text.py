@@ -19,7 +19,7 @@ from demo.recipe.sequence import IGNORED, ORDER, Batch, batch, image_context_id
 from demo.recipe.state import load, normalized
 from demo.recipe.vision import VisionModel
 
-TILES, PARTS = 10, 3
+TILES, PARTS = 10, 2
 NOISE, NAMED_SHARE, LOOKED_SHARE = 0.25, 0.5, 0.5
 FIRST_STEPS = 1000
 MOST_TILES = 13
@@ -54,7 +54,8 @@ def stage(*, eyes: Eyes | None = None, most_tiles: int = MOST_TILES) -> Stage:
     context = image_context_id()
 
     def lesson(rng: random.Random, step: int) -> Iterator[Lesson]:
-        shares = curriculum.FIRST if step < FIRST_STEPS else curriculum.MIXED
+        later = curriculum.MIXED if eyes is None else curriculum.WITH_PIXELS
+        shares = curriculum.FIRST if step < FIRST_STEPS else later
         for _ in range(PARTS):
             drawn = curriculum.scenes(rng, shares, tiles=TILES, draws=eyes is not None, most_tiles=most_tiles)
             data = batch(drawn, pixels=eyes is not None)

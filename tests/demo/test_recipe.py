@@ -218,7 +218,7 @@ def _few_scenes(rng, shares, *, draws, **_):
 
 
 def _run_one_step(stage, directory, monkeypatch):
-    clock = iter([0.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0])
+    clock = iter([0.0, 0.0, 0.0])
     monkeypatch.setattr("demo.recipe.loop.time.monotonic", lambda: next(clock, 2.0))
     run(stage, directory, seconds=1)
 
