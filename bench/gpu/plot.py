@@ -7,8 +7,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 COLORS = {"vitrail": "#0072B2", "torch": "#E69F00", "torch compiled": "#009E73"}
+ROOF = "#333333"
 PANELS = (
     ("vision", "tiles", "ms_per_tile"),
     ("prefill", "tokens", "tokens_per_s"),
@@ -24,12 +27,15 @@ def write_plot(path: Path, card: dict[str, Any]) -> bool:
     if not subjects:
         return False
     size = (11, 0.6 + 2.6 * len(subjects))
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(rect=(0, 0.02, 1, 0.98)))
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97)))
     grid = figure.subplots(len(subjects), len(PANELS), squeeze=False)
     for line, subject in zip(grid, subjects, strict=True):
         for axes, panel in zip(line, PANELS, strict=True):
             _draw(axes, [row for row in rows if (row["model"], row["precision"]) == subject], *panel)
             axes.set_title(f"{subject[0]} {subject[1]}: {panel[0]}", loc="left", fontsize=9)
+    handles = [Patch(color=color, label=who) for who, color in COLORS.items()]
+    handles.append(Line2D([], [], color=ROOF, linestyle="dashed", linewidth=1, label="roofline"))
+    figure.legend(handles=handles, loc="outside upper right", ncols=4, frameon=False, fontsize=8)
     figure.text(
         0.01, 0.004, f"{card['device']['device']}; vitrail {card['vitrail']}, {card['commit']}", fontsize=7
     )
@@ -48,8 +54,6 @@ def _draw(axes: Any, rows: list[dict[str, Any]], stage: str, size: str, figure: 
     axes.set_xticks(range(len(sizes)), [f"{each} {size}" for each in sizes], fontsize=8)
     axes.set_ylabel(LABELS[figure], fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    if found:
-        axes.legend(frameon=False, fontsize=7)
 
 
 def _roof(axes: Any, rows: dict[int, dict[str, Any]], sizes: list[int], figure: str) -> None:
@@ -59,4 +63,4 @@ def _roof(axes: Any, rows: dict[int, dict[str, Any]], sizes: list[int], figure: 
         if "roofline_share" in row:
             share = row["roofline_share"]
             limit = row[figure] * share if figure.startswith("ms") else row[figure] / share
-            axes.hlines(limit, place - 0.42, place + 0.42, colors="#333333", linestyles="dashed", linewidth=1)
+            axes.hlines(limit, place - 0.42, place + 0.42, colors=ROOF, linestyles="dashed", linewidth=1)

@@ -1,6 +1,7 @@
 """When two runs of one model count as the same: rounding may decide a near tie, and nothing else."""
 
 import numpy as np
+import pytest
 
 TIE = 0.05  # nats
 
@@ -10,13 +11,13 @@ def cosine(found, expected):
     return found @ expected / np.linalg.norm(found) / np.linalg.norm(expected)
 
 
-def assert_same_answer(found, expected):
+def assert_same_answer(found, expected, *, tie=TIE):
     """Choices with logprobs: equal up to the first token where both candidates were about as likely."""
     assert found.finish_reason == expected.finish_reason
     for ours, theirs in zip(found.logprobs, expected.logprobs, strict=True):
         known = dict(theirs.top)
         if ours.token_id != theirs.token_id:
-            assert abs(known.get(ours.token_id, -np.inf) - theirs.logprob) < TIE
+            assert theirs.logprob - known.get(ours.token_id, -np.inf) < tie
             return
-        assert abs(ours.logprob - theirs.logprob) < TIE
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=tie)
     assert found.text == expected.text
