@@ -166,8 +166,8 @@ def tensor(name, dtype, shape):
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def compile_node(tmp_path, node, inputs, *, profile=None):
-    graph = helper.make_graph([node], "g", inputs, [tensor("y", TensorProto.UNDEFINED, None)])
+def compile_node(tmp_path, node, inputs, *, dtype=TensorProto.FLOAT, profile=None):
+    graph = helper.make_graph([node], "g", inputs, [tensor("y", dtype, None)])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
     onnx.save(model, tmp_path / "odd.onnx")
     compile_graph(
@@ -183,7 +183,7 @@ def compile_node(tmp_path, node, inputs, *, profile=None):
 def test_an_operator_that_the_builder_does_not_take_is_named(tmp_path):
     node = helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"], name="odd")
     with pytest.raises(ExportError, match=r"parser refuses DynamicQuantizeLinear \(odd\)"):
-        compile_node(tmp_path, node, [tensor("x", TensorProto.FLOAT, [4, 4])])
+        compile_node(tmp_path, node, [tensor("x", TensorProto.FLOAT, [4, 4])], dtype=TensorProto.UINT8)
     assert not (tmp_path / "odd.engine").exists()
 
 
@@ -193,7 +193,7 @@ def test_an_input_that_the_builder_drops_is_an_error(tmp_path):
     inputs = [tensor(name, half, shape) for name in "qkv"] + [tensor("lengths", TensorProto.INT64, [1])]
     node = helper.make_node("Attention", ["q", "k", "v", "", "", "", "lengths"], ["y"])
     with pytest.raises(ExportError, match=r"drops an input of odd, .*Unused Input: lengths"):
-        compile_node(tmp_path, node, inputs)
+        compile_node(tmp_path, node, inputs, dtype=half)
 
 
 def test_a_build_that_fails_tells_the_builder_s_own_words(tmp_path):
