@@ -2,11 +2,13 @@
 
 import gc
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from tests.runtime.engine_fakes import FakeContext, FakePlan, fake_machine, with_engines
 
+from vitrail.engine import Engine
 from vitrail.errors import ArtifactError, InvalidInput, OptionError, ServerError
 from vitrail.manifest import load_manifest
 from vitrail.providers import TensorRt
@@ -247,11 +249,13 @@ def test_pictures_have_onnxruntimes_features_and_embeds(opened, directory, manif
     vision, machine = opened(TrtVision)
     other = OrtVision(directory, manifest)
     tiles = np.random.default_rng(0).integers(0, 256, (4, 3, 448, 448), np.uint8)
+    features = other.encode(tiles)
+    embeds = other.project(features)
     for count in (0, 2, 4, 4, 4):
-        features, expected = vision.encode(tiles[:count]), other.encode(tiles[:count])
-        np.testing.assert_allclose(features, expected, atol=2e-2)
-        np.testing.assert_allclose(vision.project(expected), other.project(expected), atol=2e-2)
-        assert features.dtype == np.float16
+        found = vision.encode(tiles[:count])
+        assert found.dtype == np.float16
+        np.testing.assert_allclose(found, features[:count], atol=2e-2)
+        np.testing.assert_allclose(vision.project(features[:count]), embeds[:count], atol=2e-2)
     assert launches(machine) > 0
 
 
@@ -381,3 +385,24 @@ def test_a_run_that_fails_is_told_in_tensorrts_words_and_the_next_one_works(deco
             with pytest.raises(ServerError, match="the engine of decoder failed: the fake's reason"):
                 session.forward(step(session, 0, [runs], wanted=[0]))
     assert np.isfinite(session.forward(step(session, 0, [runs], wanted=[0]))).all()
+
+
+def test_questions_at_once_are_answered_as_by_onnxruntime(directory, monkeypatch):
+    """Through the whole runtime: schedule, prefix cache, sampling on the device and on the host."""
+    monkeypatch.setattr("vitrail.session.trt.open_machine", lambda _provider: fake_machine())
+    questions = ["What is a window?", "What is a window made of?", "Count to ten, please."]
+    options = [{"max_tokens": 12, "ignore_eos": True, "temperature": t, "seed": 7} for t in (0, 0, 0.8)]
+    answers = []
+    for provider in ("cpu", "tensorrt"):
+        with (
+            Engine.load(
+                directory, slots=3, context_tokens=200, prefill_chunk=16, provider=provider
+            ) as engine,
+            ThreadPoolExecutor(3) as pool,
+        ):
+            asked = pool.map(
+                lambda each: engine.chat(each[0], **each[1]), zip(questions, options, strict=True)
+            )
+            answers.append([answer.choices[0].token_ids for answer in asked])
+    assert answers[0] == answers[1]
+    assert all(len(ids) == 12 for ids in answers[0])
