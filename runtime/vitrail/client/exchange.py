@@ -71,9 +71,12 @@ class Exchange:
         return min(self.idle_timeout_s, self.remaining_s) if self.answering else self.remaining_s
 
     def next_requests(self) -> tuple[pb.ModelInferRequest, ...]:
-        """What the next try sends: where it is wanted, word to the decoder ahead of the request; it has no answer."""
+        """What the next try sends: the request and, where it is wanted, word of it to the decoder, which has no answer.
+
+        In this order, so that the request does not wait for it: vision takes longer than a word.
+        """
         request = self._next_request()
-        return (announcement(self.request_id), request) if self.announces else (request,)
+        return (request, announcement(self.request_id)) if self.announces else (request,)
 
     def _next_request(self) -> pb.ModelInferRequest:
         self.request_id, self.done = uuid.uuid4().hex, False

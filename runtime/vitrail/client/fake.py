@@ -14,7 +14,6 @@ from tritonclient.grpc import service_pb2_grpc as pb_grpc
 from vitrail.client.exchange import FINAL, encode_bytes
 from vitrail.client.wire import (
     ABORT,
-    ANNOUNCE,
     CONTRACT_PARAMETER,
     DELTA,
     OPTIONS,
@@ -57,7 +56,6 @@ class FakeServer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         self.answers, self.contract, self.port = answers or (ANSWER,), contract, port
         self.requests: list[pb.ModelInferRequest] = []
         self.aborted: list[str] = []
-        self.announced: list[str] = []
         self.calls: list[Any] = []
         self.headers: dict[str, str] = {}
 
@@ -88,8 +86,6 @@ class FakeServer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
             if ABORT in (asked := inputs(request)):
                 self.aborted.append(asked[ABORT])
                 yield message(final=True)
-            elif ANNOUNCE in asked:
-                self.announced.append(asked[ANNOUNCE])
             else:
                 self.requests.append(request)
                 yield from self._answer(self.answers[min(len(self.requests), len(self.answers)) - 1])

@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from vitrail.client import AsyncClient, Client
 from vitrail.client.fake import ANSWER, CONTRACT, END, FakeServer, inputs, message
-from vitrail.client.wire import contract_from_json, contract_to_json
+from vitrail.client.wire import contract_from_json
 from vitrail.core import Delta, Report, TokenLogprob
 from vitrail.errors import (
     Cancelled,
@@ -53,15 +53,24 @@ def test_deltas_arrive_in_order_and_chat_joins_them(kind):
     assert completion.report.prompt_tokens == 5
 
 
-def test_a_request_with_pictures_announces_itself_where_the_server_wants_that(kind):
-    contract = contract_from_json(CONTRACT).model_copy(update={"announces": True})
-    with FakeServer(contract=contract_to_json(contract)) as server, kind(server.url) as client:
-        client.chat(SHOWN)
-        client.chat("no picture, no queue")
-    with FakeServer() as old, kind(old.url) as client:
-        client.chat(SHOWN)
-    assert server.announced == [server.requests[0].id]
-    assert old.announced == []
+def test_a_request_with_pictures_announces_itself_where_the_server_wants_that():
+    wants = contract_from_json(CONTRACT).model_copy(update={"announces": True})
+
+    def sent(contract, messages, **settings):
+        client = Client("localhost", **settings)
+        return [inputs(request) for request in client.new_exchange(contract, messages, {}).next_requests()]
+
+    exchange = Client("localhost").new_exchange(wants, SHOWN, {})
+    request, word = exchange.next_requests()
+    assert inputs(word) == {"announce": request.id}
+    assert (request.model_name, word.model_name) == ("internvl", "decoder")
+    assert "triton_enable_empty_final_response" not in word.parameters, "it would have an answer"
+    for asked in (
+        sent(wants, "no picture, no queue"),
+        sent(wants, SHOWN, route="direct"),
+        sent(contract_from_json(CONTRACT), SHOWN),
+    ):
+        assert len(asked) == 1
 
 
 def test_a_delta_is_handed_on_before_the_next_one_exists(kind, released):
