@@ -47,7 +47,7 @@ class Cuda:
     memory_limit_bytes: int | None = None
     graphs: bool = True
     attention: Attention = "auto"
-    fpa_intb: bool = True
+    fpa_intb: bool = False
 
     def __post_init__(self) -> None:
         _check_device(self.device_id)

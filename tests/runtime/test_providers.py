@@ -17,7 +17,7 @@ NAMED = {
     "cuda:1": Cuda(device_id=1),
     "cuda:1,memory=20GiB,graphs=off": Cuda(device_id=1, memory_limit_bytes=20 << 30, graphs=False),
     "cuda,memory=512MiB": Cuda(memory_limit_bytes=512 << 20),
-    "cuda:0,attention=flash,fpa_intb=off": Cuda(attention="flash", fpa_intb=False),
+    "cuda:0,attention=flash,fpa_intb=on": Cuda(attention="flash", fpa_intb=True),
     "tensorrt": TensorRt(),
     "tensorrt-rtx:2,graphs=off": TensorRt(device_id=2, graphs=False, rtx=True),
 }

@@ -62,8 +62,6 @@ class OrtCudaVision:
         stages: Sequence[str] = STAGES,
         optimize: bool = True,
     ) -> None:
-        if isinstance(device.provider, Cuda) and "vision_encoder" in stages:
-            check_cudnn(device.provider)
         self.contract = manifest.vision
         # Activations are quantized over a whole run: alone, a tile does not depend on its neighbours.
         most = self._most = 1 if self.contract.precision == "int8" else tiles_per_run
@@ -74,6 +72,8 @@ class OrtCudaVision:
             for stage in stages
         }
         check_vision(self.sessions, self.contract)
+        if isinstance(device.provider, Cuda) and "vision_encoder" in stages:
+            check_cudnn(device.provider)
         tokens, size = self.contract.tokens_per_tile, self.contract.tile_size
         tiles = Port("tiles", "uint8", (most, 3, size, size))
         features = Port("features", self.contract.dtype, (most, tokens, self.contract.feature_size))
