@@ -78,7 +78,7 @@ def serve(
     watchdog: Annotated[
         float,
         typer.Option(help="Seconds without progress after which a model's process is ended; 0 for never."),
-    ] = 300.0,
+    ] = 600.0,
     triton_arg: Annotated[
         list[str] | None, typer.Option(help="One more argument for tritonserver; may be repeated.")
     ] = None,

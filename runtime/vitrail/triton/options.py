@@ -49,7 +49,7 @@ class ServerOptions:
     log: Path | None = None
     otel: str | None = None
     otel_rate: int = 1
-    watchdog_s: float = 300.0
+    watchdog_s: float = 600.0
     extra_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
