@@ -154,9 +154,11 @@ def export_checkpoint(
     *,
     options: ExportOptions | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    write_manifest: bool = True,
 ) -> Manifest:
     """Write the artifacts of `source` (a directory or a hub id) to `out` and return their manifest.
 
+    write_manifest False leaves that to `verify.check`, so that artifacts are whole only once they have passed it.
     progress(stage, bytes written so far, bytes expected in total) is called after every weight. Memory stays near
     the largest single weight. Raises CheckpointError, OptionError, ExportError.
     """
@@ -186,7 +188,8 @@ def export_checkpoint(
     else:
         save_quantized_embeddings(checkpoint, out, options.table_precision, report)
     manifest = describe(config, options, tokenizer, out, name=checkpoint.name)
-    manifest.write(out)
+    if write_manifest:
+        manifest.write(out)
     return manifest
 
 

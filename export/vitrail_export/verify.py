@@ -5,7 +5,7 @@ Each stage gets the reference's own inputs, so that an error is attributed to th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,13 +42,21 @@ def verify(
     report(stage) is called as a stage begins. Raises ArtifactError for damaged or foreign artifacts, ExportError
     where a stage is not finite or falls under its precision's cosine. Needs torch.
     """
+    manifest = load_manifest(artifacts)
+    check_hashes(manifest, artifacts)
+    found = compare(Stages(artifacts, manifest, provider), Checkpoint.open(source), report=report)
+    manifest.model_copy(update={"parity": found}).write(artifacts)
+    check_floors(manifest, found)
+    return found
+
+
+def compare(stages: Stages, checkpoint: Checkpoint, *, report: Report) -> tuple[Parity, ...]:
+    """Each stage beside the reference's. Raises ArtifactError where they were made from another model."""
     from vitrail_export.reference import Reference  # noqa: PLC0415  torch is needed here only
 
-    manifest, checkpoint = load_manifest(artifacts), Checkpoint.open(source)
-    check_hashes(manifest, artifacts)
+    manifest = stages.manifest
     check_same_model(manifest, checkpoint)
-    reference, stages = Reference(checkpoint), Stages(artifacts, manifest, provider)
-
+    reference = Reference(checkpoint)
     report("vision_encoder")
     features = reference.features(sample_tiles(manifest))
     found = [parity("vision_encoder", stages.features(), features)]
@@ -59,31 +67,36 @@ def verify(
     prompt = np.concatenate([embeds[0, :VISUAL_TOKENS], reference.token_embeds(sample_ids(manifest))])
     expected = reference.logits(prompt[None], positions=range(VISUAL_TOKENS, len(prompt)))
     found.append(parity("decoder", stages.logits(prompt), expected))
-
-    manifest.model_copy(update={"parity": tuple(found)}).write(artifacts)
-    check_floors(manifest, found)
     return tuple(found)
 
 
-def check(artifacts: Path, source: str | Path, *, report: Report = lambda _stage: None) -> tuple[Parity, ...]:
-    """What every export must pass: `verify` where torch is installed, else that every stage's outputs are finite.
+def check(
+    artifacts: Path,
+    source: str | Path,
+    *,
+    manifest: Manifest | None = None,
+    report: Report = lambda _stage: None,
+) -> tuple[Parity, ...]:
+    """What every export must pass: `compare` where torch is installed, else that every stage's outputs are finite.
 
-    A failed export loses its manifest, so that nothing serves it, and ExportError says which stage failed.
+    manifest: of artifacts that have none yet. Until they have passed they have none, so that nothing serves them:
+    not after an ExportError, which says which stage failed, nor after an interrupt.
     """
-    try:
-        if find_spec("torch"):
-            return verify(artifacts, source, report=report)
-        check_finite(artifacts, report=report)
-    except ExportError:
-        (artifacts / FILENAME).unlink(missing_ok=True)
-        raise
-    return ()
-
-
-def check_finite(artifacts: Path, *, report: Report) -> None:
-    """Run the stages one after the other; ExportError names the first that yields infinities or NaN."""
-    manifest = load_manifest(artifacts)
+    manifest = load_manifest(artifacts) if manifest is None else manifest
+    (artifacts / FILENAME).unlink(missing_ok=True)
     stages = Stages(artifacts, manifest)
+    if find_spec("torch"):
+        found = compare(stages, Checkpoint.open(source), report=report)
+        check_floors(manifest, found)
+    else:
+        check_finite(stages, report=report)
+        found = ()
+    manifest.model_copy(update={"parity": found}).write(artifacts)
+    return found
+
+
+def check_finite(stages: Stages, *, report: Report) -> None:
+    """Run the stages one after the other; ExportError names the first that yields infinities or NaN."""
     report("vision_encoder")
     features = finite("vision_encoder", stages.features())
     report("projector")
@@ -185,7 +198,7 @@ def finite(stage: str, got: Array) -> Array:
     return got
 
 
-def check_floors(manifest: Manifest, found: list[Parity]) -> None:
+def check_floors(manifest: Manifest, found: Sequence[Parity]) -> None:
     for each in found:
         decoding = each.stage == "decoder"
         precision = manifest.decoder.precision if decoding else manifest.vision.precision

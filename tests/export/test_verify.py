@@ -43,6 +43,23 @@ def test_an_export_that_computes_something_else_is_refused_and_loses_its_manifes
     assert not (out / FILENAME).exists()
 
 
+def test_an_export_whose_check_is_interrupted_has_no_manifest(tmp_path, monkeypatch):
+    def interrupt(self, prompt):
+        assert not (out / FILENAME).exists()
+        raise KeyboardInterrupt
+
+    out = export(tmp_path / "out", precision="float32")
+    manifest = load_manifest(out)
+    (out / FILENAME).unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(module.Stages, "logits", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            check(out, TINY, manifest=manifest)
+    assert not (out / FILENAME).exists()
+    found = check(out, TINY, manifest=manifest)
+    assert load_manifest(out).parity == found
+
+
 def test_outputs_that_are_not_finite_are_refused_without_a_reference(tmp_path, monkeypatch):
     out = export(tmp_path / "out", precision="float32")
     monkeypatch.setattr(module, "find_spec", lambda name: None)

@@ -123,13 +123,20 @@ def export(
     )
     started = time.monotonic()
     with byte_progress() as progress:
-        manifest = export_checkpoint(checkpoint, out, options=options, progress=progress)
+        manifest = export_checkpoint(
+            checkpoint, out, options=options, progress=progress, write_manifest=not check
+        )
     stderr.print(f"wrote {out}: {_size_text(manifest)} in {time.monotonic() - started:.0f} s")
     if check:
         from vitrail_export.verify import check as check_artifacts  # noqa: PLC0415
 
         with stderr.status("checking") as status:
-            found = check_artifacts(out, checkpoint, report=lambda stage: status.update(f"checking {stage}"))
+            found = check_artifacts(
+                out,
+                checkpoint,
+                manifest=manifest,
+                report=lambda stage: status.update(f"checking {stage}"),
+            )
         for line in _parity_lines(found) or ["every stage is finite; install torch to compare with it"]:
             stderr.print(line)
     stderr.print(f"next: vitrail serve {out}")
