@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vitrail.session.cuda_driver import Graph, Stream
     from vitrail.session.trt_engine import Engine, Shape
-    from vitrail.session.trt_library import Context
+    from vitrail.session.trt_library import Context, Loaded
 
 GRAPHS_KEPT = 64
 
@@ -43,11 +43,16 @@ class Scratch(NamedTuple):
 
 
 @dataclass
-class Recorded:
-    """A context that is bound to one run; its graph, once there is one."""
+class Bound:
+    """A context, the run that it is bound to, and the run's graph, once there is one.
+
+    `loaded` comes last: a context has to be gone before its engine and its kernels are.
+    """
 
     context: Context
-    graph: Graph | None = None
+    run: Run | None
+    graph: Graph | None
+    loaded: Loaded
 
 
 class Runner:
@@ -68,8 +73,8 @@ class Runner:
     ) -> None:
         self._engine, self._stream, self._scratch = engine, stream, scratch
         self._kept = graphs_kept if graphs else 0
-        self._shared: dict[int, tuple[Context, Run]] = {}
-        self._recorded: OrderedDict[Run, Recorded | None] = OrderedDict()
+        self._shared: dict[int, Bound] = {}
+        self._recorded: OrderedDict[Run, Bound | None] = OrderedDict()
 
     def queue(self, run: Run, *, repeats: bool) -> None:
         """repeats: this very run is expected again. Raises ServerError."""
@@ -85,27 +90,26 @@ class Runner:
 
     def _queue_shared(self, run: Run) -> None:
         """In the profile's shared context, bound anew where the last run differs."""
-        context, last = self._shared.pop(run.profile, (None, None))
-        if context is None:
-            context = self._new_context(graphs=False)
-        if last is not run:
-            self._bind(context, run)
-        self._shared[run.profile] = (context, run)
-        self._execute(context)
+        if run.profile not in self._shared:
+            self._shared[run.profile] = self._new_context(graphs=False)
+        bound = self._shared[run.profile]
+        if bound.run is not run:
+            self._bind(bound, run)
+        self._execute(bound.context)
 
     def _queue_recorded(self, run: Run) -> None:
         self._recorded.move_to_end(run)
-        recorded = self._recorded[run]
-        if recorded is None:
-            recorded = self._recorded[run] = Recorded(self._new_context(graphs=True))
-            self._bind(recorded.context, run)
-            self._execute(recorded.context)
+        bound = self._recorded[run]
+        if bound is None:
+            bound = self._new_context(graphs=True)
+            self._bind(bound, run)
+            self._execute(bound.context)
+            self._recorded[run] = bound
         elif self._engine.library.captures_itself:
-            self._execute(recorded.context)
+            self._execute(bound.context)
         else:
-            if recorded.graph is None:
-                recorded.graph = self._capture(recorded.context)
-            recorded.graph.launch()
+            bound.graph = bound.graph or self._capture(bound.context)
+            bound.graph.launch()
 
     def _capture(self, context: Context) -> Graph:
         self._stream.begin_capture()
@@ -123,18 +127,19 @@ class Runner:
         except ServerError as error:
             log.debug("the end of a failed capture: %s", error)
 
-    def _new_context(self, *, graphs: bool) -> Context:
-        return self._engine.loaded.context(graphs=graphs)
+    def _new_context(self, *, graphs: bool) -> Bound:
+        loaded = self._engine.loaded
+        return Bound(loaded.context(graphs=graphs), None, None, loaded)
 
-    def _bind(self, context: Context, run: Run) -> None:
+    def _bind(self, bound: Bound, run: Run) -> None:
+        context, handle, bound.run = bound.context, self._stream.handle, None
         context.set_device_memory(*self._scratch)
-        self._require(
-            context.set_optimization_profile_async(run.profile, self._stream.handle), "takes no profile"
-        )
+        self._require(context.set_optimization_profile_async(run.profile, handle), "takes no profile")
         for name, shape in run.shapes.items():
             self._require(context.set_input_shape(name, shape), f"refuses {name} {list(shape)}")
         for name, address in run.addresses.items():
             self._require(context.set_tensor_address(name, address), f"refuses the address of {name}")
+        bound.run = run
 
     def _execute(self, context: Context) -> None:
         self._require(context.execute_async_v3(self._stream.handle), "failed")
