@@ -108,6 +108,7 @@ def wanted(args: argparse.Namespace, work: Path) -> Wanted:
 
     return Wanted(
         device=args.device,
+        provider=args.provider,
         tiny=args.tiny,
         models=tuple(args.models.split(",")) if args.models else None,
         seconds=args.seconds,
@@ -124,6 +125,9 @@ def arguments() -> argparse.Namespace:
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument(
+        "--provider", help="of vitrail's sessions, such as cuda:0,graphs=off [default: cuda:0]"
+    )
     parser.add_argument("--tiny", action="store_true", help="a tiny model and few repeats")
     parser.add_argument("--models", help="such as internvl2-2b:fp16,internvl3-8b:int4, in that order")
     parser.add_argument(

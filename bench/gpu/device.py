@@ -11,22 +11,19 @@ from typing import Any
 
 import torch
 
-from vitrail.providers import Cpu, Cuda, Provider
+from vitrail.providers import Provider
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`cuda` (the first GPU) or `cpu`, which is for trying the benchmark out."""
+    """`cuda` (the first GPU) or `cpu`, which is for trying the benchmark out. provider: what vitrail computes with."""
 
     kind: str
+    provider: Provider
 
     @property
     def is_gpu(self) -> bool:
         return self.kind == "cuda"
-
-    @property
-    def provider(self) -> Provider:
-        return Cuda() if self.is_gpu else Cpu()
 
     @property
     def name(self) -> str:
@@ -55,7 +52,11 @@ class Device:
             torch.cuda.empty_cache()
 
     def fields(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"device": self.name, "torch": torch.__version__}
+        found: dict[str, Any] = {
+            "device": self.name,
+            "provider": str(self.provider),
+            "torch": torch.__version__,
+        }
         if self.is_gpu:
             properties = torch.cuda.get_device_properties(0)
             found |= {

@@ -20,6 +20,7 @@ from bench.gpu.roofline import Roofline, measure_roofline
 
 from vitrail.benchmark.device import device_fields
 from vitrail.errors import OptionError, VitrailError
+from vitrail.providers import parse_provider
 from vitrail_export.published import PUBLISHED
 
 __all__ = ["VitrailError", "Wanted", "card_text", "failed", "run"]
@@ -30,11 +31,12 @@ MODELS = ("internvl2-2b:fp16", "internvl3-8b:fp16", "internvl3-8b:int4", "intern
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What to measure. models: NAME:PRECISION, None for all; seconds: of the whole run; out: a directory; tests: how the
+    """What to measure. provider: as `vitrail.providers` reads it, None for the device's own; models: NAME:PRECISION, None for all; seconds: of the whole run; out: a directory; tests: how the
     GPU tests went before.
     """
 
     device: str
+    provider: str | None
     tiny: bool
     models: tuple[str, ...] | None
     seconds: float
@@ -48,7 +50,8 @@ class Wanted:
 def run(wanted: Wanted) -> dict[str, Any]:
     """The card, which is also in the file. Raises OptionError for an unknown model."""
     subjects = [read_subject(text) for text in _models(wanted)]
-    device, sizes = Device(wanted.device), TINY_SIZES if wanted.tiny else Sizes()
+    device = Device(wanted.device, parse_provider(wanted.provider or wanted.device))
+    sizes = TINY_SIZES if wanted.tiny else Sizes()
     wanted.out.mkdir(parents=True, exist_ok=True)
     name = f"{device.slug}-tiny" if wanted.tiny else device.slug
     figures = Figures(wanted.out / f"{name}.json", _heading(device, wanted))

@@ -1,6 +1,5 @@
 """The demo checkpoint, where it is: every precision on the GPU answers about a page as on a CPU."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,6 @@ def pair(precision, tmp_path_factory):
     half = "float32" if precision == "float32" else "float16"
     kept = "int4" if precision == "int4" else "float32"
 
-    @cache
     def made(name, **options):
         out = tmp_path_factory.mktemp(f"demo-{name}")
         export_checkpoint(CHECKPOINT, out, options=ExportOptions(dialect="standard", **options))
