@@ -4,7 +4,7 @@
     python bench/memory.py artifacts --slots 2 --context 2048 --serve
 
 Every slot gets a picture of its own and text up to its last tokens. Prints a card, then one JSON line, which it also
-writes to bench/results/memory-MODEL-PRECISION-HOW.json.
+writes to bench/results/memory-MODEL-DECODER-VISION-HOW.json.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from export import commit, cpu_name  # noqa: TID251  (bench/export.py)
 from PIL import Image
 
 from vitrail.core import Text
@@ -67,6 +69,11 @@ def main() -> None:
         "peak_rss_mib": used // MIB,
         "planned_over_used": round(plan.host_bytes / used, 3),
         "processes_mib": {name: size // MIB for name, size in measured.items()},
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "vitrail": version("vitrail"),
+        "onnxruntime": version("onnxruntime"),
+        "commit": commit(),
         "planned_parts_mib": {
             f"{item.kind} {item.part}": item.size_bytes // MIB
             for item in plan.items
@@ -76,7 +83,8 @@ def main() -> None:
     for name, value in card.items():
         print(f"{name:<20} {value}")
     line = json.dumps(card)
-    name = f"memory-{plan.model.name}-{plan.model.decoder.precision}-{how}.json"
+    decoder, vision = plan.model.decoder.precision, plan.model.vision.precision
+    name = f"memory-{plan.model.name}-{decoder}-{vision}-{how}.json"
     (RESULTS / name).write_text(line + "\n", encoding="utf-8")
     print(line)
 

@@ -26,6 +26,16 @@ COLUMNS = {
         ("peak memory", "{peak_rss_gib} GiB"),
         ("largest tensor", "{largest_tensor_gib} GiB"),
     ],
+    "memory": [
+        ("model", "{model}"),
+        ("decoder/vision", "{precision}"),
+        ("run as", "{how}"),
+        ("slots x context", "{slots} x {context}"),
+        ("tiles of a picture, of a run", "{tiles}, {tiles_per_run}"),
+        ("planned", "{planned_mib} MiB"),
+        ("peak used", "{peak_rss_mib} MiB"),
+        ("planned / used", "{planned_over_used:.2f}"),
+    ],
     "precision": [
         ("export options", "`{options}`"),
         ("size", "{artifacts_mib} MiB"),
