@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vitrail.providers import Cuda
+from vitrail.session.blocks import Block, chunks, covering, distinct_rows, widened
 from vitrail.session.contract import (
     LENGTHS,
     STAGES,
@@ -28,7 +29,6 @@ from vitrail.session.cuda_memory import Port
 from vitrail.session.cuda_sampler import GREEDY, DeviceSampler
 from vitrail.session.inference import check_cuda, check_cudnn, open_session, run_bound
 from vitrail.session.table import open_table
-from vitrail.session.trt_steps import Block, chunks, covering, distinct_rows, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

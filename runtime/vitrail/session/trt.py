@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrail.errors import ArtifactError, InvalidInput, OptionError
+from vitrail.session.blocks import Block, chunks, covering, distinct_rows, widened
 from vitrail.session.contract import STAGES, check_capacity, check_features, check_tiles
 from vitrail.session.cuda_driver import LibCuda, Rows
 from vitrail.session.cuda_memory import ALIGNMENT, Port
@@ -18,7 +19,6 @@ from vitrail.session.table import open_table
 from vitrail.session.trt_engine import Choice, Machine, choose, fits
 from vitrail.session.trt_library import TensorRtLibrary
 from vitrail.session.trt_runner import Run
-from vitrail.session.trt_steps import Block, chunks, covering, distinct_rows, widened
 from vitrail.session.trt_workspace import Need, Workspace
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
-"""A decoder's step as an engine's runs take it. Pure.
+"""Decoder steps as GPU sessions run them: decode steps over aligned blocks of slots, long prompts in parts. Pure.
 
 CUDA graphs want few different runs, so a decode step covers an aligned block of 1, 2, 4, ... slots: a graph per block, fewer
-than two per slot. Rows of the block outside the step write one token at the last place of their slot, where nothing is
-kept, and are not read.
+than two per slot. Rows of the block outside the step write one token where their slot keeps none, and are not read.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vitrail.session import Step
-from vitrail.session.trt_steps import chunks, covering, distinct_rows, widened
+from vitrail.session.blocks import chunks, covering, distinct_rows, widened
 
 
 def decode_step(first, past, wanted):
