@@ -16,8 +16,11 @@ from vitrail_export.engine.builders import open_builder
 from vitrail_export.engine.compile import compile_graph
 from vitrail_export.engine.options import EngineOptions
 from vitrail_export.engine.workspace import scratch_folder
+from vitrail_export.exporter import ExportOptions, export_checkpoint
 
 pytest.importorskip("tensorrt_rtx", reason="engines are built by tensorrt_rtx, which this platform has not")
+DEMO = REFERENCE.parents[2] / "demo" / "checkpoint"
+SMALL = [*(REFERENCE / name for name in CHECKPOINTS), *([DEMO] if DEMO.is_dir() else [])]
 TARGETS = ("sm_86", "sm_89")
 STANDARD = {
     "precision": "int4",
@@ -31,11 +34,10 @@ def builder_and_version():
     return "tensorrt-rtx", open_builder("tensorrt-rtx").version
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
-def built(request, exported, tmp_path_factory):
-    directory = shutil.copytree(
-        exported(request.param, **STANDARD), tmp_path_factory.mktemp("engines") / request.param
-    )
+@pytest.fixture(scope="module", params=SMALL, ids=lambda path: path.name)
+def built(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("engines") / "artifacts"
+    export_checkpoint(request.param, directory, options=ExportOptions(**STANDARD))
     options = EngineOptions(targets=TARGETS, decoder=True, slots=2, context_tokens=512, prefill_chunk=128)
     return directory, build_engines(directory, options)
 
@@ -56,10 +58,9 @@ def test_every_stage_gets_an_engine_that_the_manifest_describes(built):
 
 def test_profiles_are_those_that_were_asked_for(built):
     directory, (vision, projector, decoder) = built
-    contract = load_manifest(directory).decoder
-    assert vision.profiles[0].inputs["tiles"] == Shapes(
-        min=(1, 3, 448, 448), opt=(13, 3, 448, 448), max=(13, 3, 448, 448)
-    )
+    manifest = load_manifest(directory)
+    contract, tile = manifest.decoder, (3, manifest.vision.tile_size, manifest.vision.tile_size)
+    assert vision.profiles[0].inputs["tiles"] == Shapes(min=(1, *tile), opt=(13, *tile), max=(13, *tile))
     assert projector.max_tiles == 13
     assert (decoder.slots, decoder.capacity) == (2, 512)
     decode, prefill = decoder.profile("decode").inputs, decoder.profile("prefill").inputs
