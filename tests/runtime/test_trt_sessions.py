@@ -121,6 +121,14 @@ def test_tokens_of_a_long_prompt_come_in_order(decoder, onnxruntime_decoder):
     assert session.sample(step(session, 1, [0], new=7), []) == []
 
 
+def test_more_logits_than_a_run_computes_come_in_parts(decoder, onnxruntime_decoder):
+    session, other = decoder()[0], onnxruntime_decoder()
+    found, expected = (
+        each.forward(step(each, 2, [0], new=50, wanted=range(30, 50))) for each in (session, other)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 def test_logits_that_are_not_finite_are_left_to_the_sampler(decoder):
     session, _ = decoder()
     broken = Step(0, np.full((1, 1, 112), np.nan, np.float16), np.zeros(1, np.int32), np.array([0]))

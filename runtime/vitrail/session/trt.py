@@ -179,8 +179,9 @@ class TrtDecoder:
         """Run a step, in parts where it is long; the rows of the device's logits that each part asks for."""
         check_capacity(step, self.capacity)
         self._workspace.driver.activate()
-        longest = self._record.profile("prefill").inputs["inputs_embeds"].max[1]
-        for part in chunks(step, new_tokens=longest):
+        takes = self._record.profile("prefill").inputs
+        longest, most = takes["inputs_embeds"].max[1], takes["logit_positions"].max[0]
+        for part in chunks(step, new_tokens=longest if len(step.logit_positions) <= most else most):
             new = part.inputs_embeds.shape[1]
             yield self._decode(part) if new == 1 else self._prefill(part)
             self._held[part.first_slot : part.first_slot + len(part.past_lengths)] = part.past_lengths + new
