@@ -31,8 +31,10 @@ MODELS = ("internvl2-2b:fp16", "internvl3-8b:fp16", "internvl3-8b:int4", "intern
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What to measure. provider: as `vitrail.providers` reads it, None for the device's own; models: NAME:PRECISION, None for all; seconds: of the whole run; out: a directory; tests: how the
-    GPU tests went before.
+    """What to measure.
+
+    provider: as `vitrail.providers` reads it, None for the device's own; models: NAME:PRECISION, None for all; seconds:
+    of the whole run; out: a directory; tests: how the GPU tests went before.
     """
 
     device: str

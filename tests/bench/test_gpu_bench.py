@@ -68,3 +68,20 @@ def test_an_unknown_model_is_refused_with_what_there_is(tmp_path):
     assert found.returncode == 2
     assert "'tiny:int3' cannot be measured; choose of tiny, internvl2-2b" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_the_gpu_tests_themselves_run_on_a_cpu():
+    picked = ["tests/gpu/test_serving.py", "-k", "cancelled or same_seed", "-p", "no:cacheprovider"]
+    found = command("pytest", "-q", *picked, VITRAIL_TEST_PROVIDER="cpu")
+    assert found.returncode == 0, found.stdout
+    assert found.stdout.splitlines()[-1].startswith("2 passed")
+
+
+@WITHOUT_GPU
+def test_without_a_gpu_every_gpu_test_is_skipped_with_the_reason():
+    found = command("pytest", "-q", "tests/gpu", "-p", "no:cacheprovider")
+    assert found.returncode == 0, found.stdout
+    last = found.stdout.splitlines()[-1]
+    assert "skipped" in last
+    assert not {"passed", "failed", "error"} & set(last.replace(",", "").split())
+    assert "the NVIDIA driver is missing" in found.stdout
