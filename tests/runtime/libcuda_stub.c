@@ -9,6 +9,12 @@
 #ifndef INIT
 #define INIT 0
 #endif
+#ifndef VERSION
+#define VERSION 12080
+#endif
+#ifndef MAJOR
+#define MAJOR 8
+#endif
 
 typedef struct {
     size_t sx, sy; unsigned stype; const void *shost; uint64_t source; void *sarray; size_t spitch;
@@ -23,11 +29,11 @@ Download kept[8];
 int cuInit(unsigned flags) { return flags ? 1 : INIT; }
 int cuGetErrorName(int code, const char **text) { *text = code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OTHER"; return 0; }
 int cuGetErrorString(int code, const char **text) { *text = code == 2 ? "out of memory" : "other"; return 0; }
-int cuDriverGetVersion(int *version) { *version = 12080; return 0; }
+int cuDriverGetVersion(int *version) { *version = VERSION; return 0; }
 int cuDeviceGetCount(int *count) { *count = COUNT; return 0; }
 int cuDeviceGet(int *device, int number) { *device = 7 + number; return 0; }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Stub GPU", size); return device != 7; }
-int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : 6; return device != 7; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? MAJOR : MAJOR == 8 ? 6 : 0; return device != 7; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)0x7fff12345678; return device != 7; }
 int cuCtxSetCurrent(void *context) { current = context == (void *)0x7fff12345678; return !current; }
 int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = (size_t)5 << 30; *total = (size_t)8 << 30; return !current; }

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -102,38 +103,30 @@ def test_what_is_no_known_failure_has_no_cause():
     assert cause_in("Protobuf parsing failed.") is None
 
 
-DRIVER = """
-int cuInit(unsigned flags) { return INIT; }
-int cuDriverGetVersion(int *v) { *v = VERSION; return 0; }
-int cuDeviceGetCount(int *n) { *n = 2; return 0; }
-int cuDeviceGet(int *d, int i) { *d = i; return 0; }
-int cuDeviceGetAttribute(int *v, int what, int d) { *v = what == 75 ? MAJOR : 0; return 0; }
-"""
-
-
 @pytest.mark.parametrize(
     ("defines", "device", "words"),
     [
-        ({"INIT": 100}, 0, "finds no GPU"),
-        ({"INIT": 999}, 0, r"does not start \(CUDA error 999\)"),
-        ({"VERSION": 12080}, 0, r"reaches CUDA 12\.8, 13\.0 is needed"),
-        ({}, 2, "there is no GPU 2: the driver finds 2; choose one from 0 to 1"),
-        ({"MAJOR": 7}, 1, r"GPU 1 has compute capability 7\.0, 7\.5 is needed"),
-        ({}, 1, None),
+        (["-DINIT=100"], 0, "the NVIDIA driver finds no GPU that it can use"),
+        (
+            ["-DVERSION=12080"],
+            0,
+            r"the driver of Stub GPU supports CUDA 12\.8, 13\.0 is needed; .* 580 or newer",
+        ),
+        ([], 2, "GPU 2 was asked for; this machine has 1"),
+        (["-DMAJOR=7"], 0, "Stub GPU is sm_70, sm_75 or newer is needed"),
+        (["-DMAJOR=12"], 0, None),
     ],
 )
 def test_the_driver_is_asked_itself(tmp_path, defines, device, words):
     library = tmp_path / "libcuda.so.1"
-    flags = [
-        f"-D{name}={value}" for name, value in ({"INIT": 0, "VERSION": 13000, "MAJOR": 9} | defines).items()
-    ]
-    compile_c(DRIVER, library, *flags)
+    stub = Path(__file__).with_name("libcuda_stub.c").read_text(encoding="utf-8")
+    compile_c(stub, library, *(defines if "-DVERSION=12080" in defines else ["-DVERSION=13000", *defines]))
     fault = driver_fault(device, str(library))
     assert (fault is None) if words is None else re.search(words, fault)
 
 
 def test_a_driver_that_is_not_there_is_told_with_its_cure(tmp_path):
-    assert "the NVIDIA driver is missing" in driver_fault(0, str(tmp_path / "libcuda.so.1"))
+    assert "there is no NVIDIA driver here" in driver_fault(0, str(tmp_path / "libcuda.so.1"))
 
 
 def test_a_provider_library_that_does_not_load_is_told_by_the_library_it_lacks(tmp_path):

@@ -6,13 +6,14 @@ import ctypes
 import re
 from typing import TYPE_CHECKING
 
+from vitrail.errors import VitrailError
+from vitrail.session.cuda_driver import LIBRARY, LibCuda
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-CUDA_DRIVER_LEAST = 13000  # onnxruntime-gpu 1.31 is built for CUDA 13
-CAPABILITY_LEAST = (7, 5)  # the oldest of the kernels in that wheel
-NO_DEVICE, NOT_FOUND = 100, 101  # CUDA_ERROR_NO_DEVICE; CUDA_ERROR_INVALID_DEVICE
+CUDA_LEAST = (13, 0)  # onnxruntime-gpu 1.31 is built for it
+CAPABILITY_LEAST = 75  # the oldest of the kernels in that wheel
 
 DRIVER_CURE = "install NVIDIA's driver, 580 or newer, and check it with nvidia-smi (in a container: run it with --gpus all)"
 LIBRARY_CURE = "install CUDA 13's libraries with: pip install 'vitrail[gpu]'"
@@ -54,44 +55,24 @@ def cause_in(text: str) -> str | None:
     return None
 
 
-def driver_fault(device_id: int, library: str = "libcuda.so.1") -> str | None:
-    """What keeps the driver from offering this GPU to CUDA 13, or None. Asks the driver itself; makes no context."""
+def driver_fault(device_id: int, library: str = LIBRARY) -> str | None:
+    """What keeps the driver from offering this GPU to CUDA 13, or None."""
     try:
-        driver = ctypes.CDLL(library)
-    except OSError as error:
-        return cause_in(str(error)) or f"the NVIDIA driver does not load ({error}); {DRIVER_CURE}"
-    code = driver.cuInit(0)
-    if code:
-        found = "finds no GPU" if code == NO_DEVICE else f"does not start (CUDA error {code})"
-        return f"the NVIDIA driver {found}; {DRIVER_CURE}"
-    version = _asked(driver.cuDriverGetVersion)
-    if version < CUDA_DRIVER_LEAST:
-        shown = f"{version // 1000}.{version % 1000 // 10}"
-        return f"the NVIDIA driver reaches CUDA {shown}, 13.0 is needed; {DRIVER_CURE}"
-    return _device_fault(driver, device_id)
-
-
-def _device_fault(driver: ctypes.CDLL, device_id: int) -> str | None:
-    count = _asked(driver.cuDeviceGetCount)
-    if device_id >= count:
-        return f"there is no GPU {device_id}: the driver finds {count}; choose one from 0 to {count - 1}"
-    handle = _asked(driver.cuDeviceGet, device_id)
-    # Attributes 75 and 76: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
-    capability = tuple(_asked(driver.cuDeviceGetAttribute, attribute, handle) for attribute in (75, 76))
-    if capability < CAPABILITY_LEAST:
-        least = ".".join(map(str, CAPABILITY_LEAST))
+        gpu = LibCuda(device_id, library=library).gpu
+    except VitrailError as error:
+        return str(error)
+    if gpu.cuda < CUDA_LEAST:
+        return f"the driver of {gpu.name} supports CUDA {_dotted(gpu.cuda)}, {_dotted(CUDA_LEAST)} is needed; {DRIVER_CURE}"
+    if int(gpu.target.removeprefix("sm_")) < CAPABILITY_LEAST:
         return (
-            f"GPU {device_id} has compute capability {'.'.join(map(str, capability))}, {least} is needed; "
+            f"{gpu.name} is {gpu.target}, sm_{CAPABILITY_LEAST} or newer is needed; "
             "use a newer GPU, or provider cpu"
         )
     return None
 
 
-def _asked(function: Callable[..., object], *arguments: int) -> int:
-    """The integer that a driver function writes at its first argument."""
-    answer = ctypes.c_int()
-    function(ctypes.byref(answer), *arguments)
-    return answer.value
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def library_fault(library: Path) -> str | None:
