@@ -10,7 +10,7 @@ import pytest
 
 from vitrail.errors import ArtifactError, OptionError
 from vitrail.session.cuda_driver import Gpu
-from vitrail.session.trt_library import LoadedEngine, TensorRtLibrary, dtype_of, require_cuda
+from vitrail.session.trt_library import LoadedEngine, TensorRtLibrary, dtype_of, require_cuda, require_version
 
 GPU = Gpu("Test GPU", "sm_89", (13, 0))
 
@@ -87,6 +87,20 @@ def test_a_driver_older_than_the_packages_is_refused(trt):
         match=r"the driver of Test GPU supports CUDA 12\.8, tensorrt-rtx \S+ needs CUDA 13\.0 or newer",
     ):
         TensorRtLibrary("tensorrt-rtx", Gpu("Test GPU", "sm_89", (12, 8)))
+
+
+@pytest.mark.parametrize(("builder", "version"), [("tensorrt", "8.6.2"), ("tensorrt-rtx", "1.1.1.26")])
+def test_a_library_without_the_functions_that_are_used_is_too_old(builder, version):
+    with pytest.raises(OptionError, match=f"{builder} {version} is too old, 1.* or newer is needed; "):
+        require_version(builder, version)
+
+
+@pytest.mark.parametrize(
+    ("builder", "version"),
+    [("tensorrt", "10.3.0"), ("tensorrt", "11.4.0.106"), ("tensorrt-rtx", "1.7.1.116")],
+)
+def test_newer_libraries_are_taken(builder, version):
+    require_version(builder, version)
 
 
 def test_packages_that_do_not_tell_their_cuda_are_left_to_tensorrt():

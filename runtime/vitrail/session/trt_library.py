@@ -28,6 +28,8 @@ INSTALL: dict[EngineBuilder, str] = {
     "tensorrt": "JetPack and NVIDIA's TensorRT containers have it; elsewhere: pip install tensorrt",
     "tensorrt-rtx": "pip install 'vitrail[tensorrt-rtx]'",
 }
+LEAST: dict[EngineBuilder, tuple[int, int]] = {"tensorrt": (10, 1), "tensorrt-rtx": (1, 2)}
+"""The first with memory for activations that is given by size, and with its own CUDA graphs."""
 DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -98,6 +100,7 @@ class TensorRtLibrary:
         self.captures_itself = builder == "tensorrt-rtx"
         self._module = _import(builder)
         self.version = str(self._module.__version__)
+        require_version(builder, self.version)
         require_cuda(f"{builder} {self.version}", _cuda_major(PACKAGES[builder]), gpu)
         self._errors: list[str] = []
         self._logger = _logger(self._module, self._errors)
@@ -182,6 +185,14 @@ def dtype_of(plan: Plan, tensor: str) -> str:
     """As numpy and ml_dtypes name it; TensorRT's own name for what no graph of ours has."""
     name = plan.get_tensor_dtype(tensor).name
     return DTYPES.get(name, name)
+
+
+def require_version(builder: EngineBuilder, version: str) -> None:
+    """Raise OptionError for a library older than the functions that are used of it."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) < LEAST[builder]:
+        least = ".".join(map(str, LEAST[builder]))
+        raise OptionError(f"{builder} {version} is too old, {least} or newer is needed; {INSTALL[builder]}")
 
 
 def require_cuda(library: str, major: int | None, gpu: Gpu) -> None:
