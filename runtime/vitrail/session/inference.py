@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import io
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def open_session(
     return session
 
 
+@cache
 def check_cuda(provider: Cuda) -> None:
     """Raise OptionError with every cause that keeps CUDA from running here: package, driver, GPU, libraries."""
     if CUDA not in ort.get_available_providers():
