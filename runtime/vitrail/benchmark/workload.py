@@ -19,6 +19,7 @@ from vitrail.tiling import MAX_TILES, choose_grid, count_tiles
 # A repeated picture or continued conversation is one of the latest so many of its shape.
 WINDOW = 16
 MAX_TURNS = 4
+STREAM_WORDS = 16
 LONGEST_SIDE = 16384
 _LEXICON = """
 window glass light stone river bridge garden letter number street color shadow harbor market tower engine morning
@@ -95,6 +96,7 @@ class Workload:
             self,
             tiles=(0,),
             image_sizes=(),
+            prompt_words=STREAM_WORDS,
             output_tokens=self.stream_tokens,
             ignore_eos=True,
             repeat_share=0.0,
