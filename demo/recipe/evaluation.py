@@ -21,10 +21,10 @@ SKILLS = (
     "numbers", "words", "codes", "lines", "short_receipts", "short_tables", "receipts", "tables", "signs", "bar_charts", "shapes", "boxes", "no_text",
     "two_pictures", "clip",
 )  # fmt: skip
-# Columns and rows of tiles. Receipts and tables need 7 to 13 of them, thumbnail included; short ones fit on one.
+# Columns and rows of tiles. Receipts and tables need 9 to 13 of them, thumbnail included; short ones fit on one.
 GRIDS = {
-    "receipts": ((2, 3), (2, 4), (3, 3), (3, 4)),
-    "tables": ((3, 2), (3, 3), (4, 3)),
+    "receipts": ((2, 4), (3, 3), (3, 4)),
+    "tables": ((3, 3), (4, 2), (4, 3)),
     "short_receipts": ((1, 1),),
     "short_tables": ((1, 1),),
 }

@@ -11,6 +11,8 @@ from demo.recipe.scene import Brush, Scene, Turn
 # Columns and rows of tiles. A receipt is narrow, a sign wide. One tile comes often, because it is cheap to learn on.
 RECEIPT_GRIDS = ((1, 1), (1, 1), (1, 2), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4))
 TABLE_GRIDS = ((1, 1), (1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 3))
+# Type of pages over several tiles: hardly to be read in the thumbnail, which shows it a half to a quarter as large.
+SMALL_PX = (24, 30)
 SIGN_GRIDS = ((1, 1), (2, 1), (3, 1), (2, 2), (3, 2), (4, 2))
 
 
@@ -128,7 +130,7 @@ def _sign_word(brush: Brush) -> str:
 
 def _sheet(brush: Brush, columns: int, rows: int) -> tuple[Page, Type]:
     background, ink = colours(brush.rng)
-    smallest, largest = brush.sizes_px
+    smallest, largest = brush.sizes_px if columns * rows == 1 else SMALL_PX
     style = random_type(brush.rng, ink, smallest, min(largest, smallest + 10), which=brush.which)
     return brush.page(columns * TILE, rows * TILE, background), style
 
