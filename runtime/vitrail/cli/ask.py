@@ -147,7 +147,7 @@ def ask(
     messages = [{"role": "user", "content": _content(images or [], question)}]
     for_server = _given(url=url, route=route, header=header or None, tls_ca=tls_ca)
     for_model = _given(context=context, provider=provider)
-    answering = _answering(model, for_model=for_model, for_server=for_server)
+    answering = _answering(model, slots=max(1, n or 1), for_model=for_model, for_server=for_server)
     signal.signal(signal.SIGTERM, _terminate)
     with answering as asked, closing(asked.stream(messages, **options)) as deltas:
         completion = collect(deltas if as_json or (n or 1) > 1 else _shown(deltas))
@@ -212,7 +212,7 @@ def _headers(headers: Sequence[str]) -> dict[str, str]:
 
 
 def _answering(
-    model: Path | None, *, for_model: dict[str, Any], for_server: dict[str, Any]
+    model: Path | None, *, slots: int, for_model: dict[str, Any], for_server: dict[str, Any]
 ) -> AbstractContextManager[Asked]:
     """Who is to answer. Raises OptionError for what the other one would be given."""
     if model is None:
@@ -222,15 +222,16 @@ def _answering(
     if for_server:
         name = next(iter(for_server)).replace("_", "-")
         raise OptionError(f"--{name} is for a server, so --{name} and --model exclude each other; give one")
-    return _engine(model, **for_model)
+    return _engine(model, slots=slots, **for_model)
 
 
 @contextmanager
-def _engine(model: Path, *, context: int | None = None, provider: str = "cpu") -> Iterator[Asked]:
+def _engine(model: Path, *, slots: int, context: int | None = None, provider: str = "cpu") -> Iterator[Asked]:
+    """One slot for each answer: more would take memory that nobody uses."""
     from vitrail.engine import Engine  # noqa: PLC0415
 
     with stderr.status(f"loading {model}"):
-        engine = Engine.load(model, context_tokens=context, provider=provider)
+        engine = Engine.load(model, slots=slots, context_tokens=context, provider=provider)
     with engine:
         yield engine
 
