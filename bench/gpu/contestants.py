@@ -45,7 +45,7 @@ class Vitrail:
         self._cached = 0
 
     def see(self, tiles: Uint8) -> object:
-        return self._vision.project(self._vision.encode(tiles))
+        return self._vision.see(tiles)
 
     def prefill(self, ids: Int32) -> int:
         session = self._decoder.session
@@ -93,7 +93,8 @@ class Torch:
 
     def __init__(self, peer: TorchPeer, *, compiled: bool = False) -> None:
         self._peer = peer
-        self._see, self._step = (peer.compiled_see, peer.compiled_step) if compiled else (peer.see, peer.step)
+        self._see = peer.compiled_see if compiled else peer.see
+        self._step: Any = peer.compiled_step if compiled else peer.step
         self._ids: Any = None
         self._cache: Any = None
 

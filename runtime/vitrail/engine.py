@@ -216,7 +216,7 @@ class Engine:
         """One thread after the other, since the session uses every core."""
         with self._vision_lock:
             known = sum(self._vision.known(tiles))
-            return Seen(self._vision.project(self._vision.encode(tiles)), known)
+            return Seen(self._vision.see(tiles), known)
 
 
 class DeltaStream(Iterator[Delta]):

@@ -12,10 +12,13 @@ from vitrail.errors import OptionError
 from vitrail.machine import check_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vitrail.core import Float, Uint8
     from vitrail.session import VisionSession
 
 DEFAULT_LIMIT_BYTES = 256 << 20
+KINDS = (b"features", b"embeds")
 
 
 def check_limit(limit_bytes: int) -> int:
@@ -27,9 +30,10 @@ def check_limit(limit_bytes: int) -> int:
 
 
 class FeatureCache:
-    """A VisionSession that remembers what tiles of the same content were encoded to, least recently used first out.
+    """A VisionSession that remembers what tiles of the same content were encoded to, least recently used first out:
+    features where it is asked to encode, embeds where it is asked to see.
 
-    limit_bytes bounds the features that are kept; 0 keeps none. Not for several threads at once.
+    limit_bytes bounds what is kept; 0 keeps none. Not for several threads at once.
     """
 
     def __init__(self, session: VisionSession, *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
@@ -40,14 +44,21 @@ class FeatureCache:
 
     def encode(self, tiles: Uint8) -> Float:
         """As the session's; equal tiles are encoded once, known ones not at all."""
+        return self._remember(b"features", self._session.encode, tiles)
+
+    def see(self, tiles: Uint8) -> Float:
+        """As the session's, and as encode remembers."""
+        return self._remember(b"embeds", self._session.see, tiles)
+
+    def _remember(self, kind: bytes, compute: Callable[[Uint8], Float], tiles: Uint8) -> Float:
         if not self.limit_bytes or not len(tiles):
             self.misses += len(tiles)
-            return self._session.encode(tiles)
-        keys = [tile_key(tile) for tile in tiles]
+            return compute(tiles)
+        keys = [kind + tile_key(tile) for tile in tiles]
         new = {key: place for place, key in enumerate(keys) if key not in self._features}
         found = {key: self._features[key] for key in keys if key in self._features}
         if new:
-            fresh = self._session.encode(tiles[list(new.values())])
+            fresh = compute(tiles[list(new.values())])
             found.update(zip(new, fresh, strict=True))
         self.misses += len(new)
         self.hits += len(keys) - len(new)
@@ -60,9 +71,10 @@ class FeatureCache:
 
     def known(self, tiles: Uint8) -> list[bool]:
         """Which tiles need no encoding."""
-        return (
-            [tile_key(tile) in self._features for tile in tiles] if self._features else [False] * len(tiles)
-        )
+        if not self._features:
+            return [False] * len(tiles)
+        digests = map(tile_key, tiles)
+        return [any(kind + digest in self._features for kind in KINDS) for digest in digests]
 
     def _keep(self, key: bytes, features: Float) -> None:
         if key not in self._features:

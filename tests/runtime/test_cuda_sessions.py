@@ -184,6 +184,7 @@ def test_vision_on_the_device_is_that_on_the_host(exported, form):
     assert features.dtype == expected.dtype
     np.testing.assert_allclose(features, expected, atol=1e-5, rtol=0)
     np.testing.assert_allclose(there.project(features), host.project(expected), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(there.see(tiles), host.see(tiles), atol=1e-5, rtol=0)
     assert there.project(there.encode(tiles[:0])).shape == host.project(host.encode(tiles[:0])).shape
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from vitrail.errors import OptionError
 from vitrail.features import FeatureCache, check_limit
+from vitrail.session import InSteps
 
 
-class Counting:
+class Counting(InSteps):
     """A vision session of two numbers a tile that keeps what it was asked."""
 
     def __init__(self):
@@ -43,6 +44,16 @@ def test_only_unknown_tiles_are_encoded_and_the_order_is_kept():
     assert session.runs == [3, 1]
     np.testing.assert_array_equal(again, Counting().encode(tiles(3, 9, 1)))
     assert (cached.hits, cached.misses) == (2, 4)
+
+
+def test_what_is_seen_is_remembered_apart_from_what_is_encoded():
+    session, cached = cache()
+    assert cached.known(tiles(1, 2)) == [False, False]
+    cached.see(tiles(1, 2))
+    assert cached.known(tiles(1, 3)) == [True, False]
+    np.testing.assert_array_equal(cached.see(tiles(2, 3)), Counting().see(tiles(2, 3)))
+    cached.encode(tiles(1))
+    assert session.runs == [2, 1, 1]
 
 
 def test_equal_tiles_of_one_call_are_encoded_once():

@@ -264,6 +264,7 @@ def test_pictures_have_onnxruntimes_features_and_embeds(opened, directory, manif
         assert found.dtype == np.float16
         np.testing.assert_allclose(found, features[:count], atol=2e-2)
         np.testing.assert_allclose(vision.project(features[:count]), embeds[:count], atol=2e-2)
+        np.testing.assert_allclose(vision.see(tiles[:count]), embeds[:count], atol=2e-2)
     assert launches(machine) > 0
 
 

@@ -73,3 +73,20 @@ class VisionSession(Protocol):
     def project(self, features: Float) -> Float:
         """Features [n, tokens_per_tile, feature_size] -> embeds [n, tokens_per_tile, d]."""
         ...
+
+    def see(self, tiles: Uint8) -> Float:
+        """Both, tiles -> embeds: on a GPU the features stay there."""
+        ...
+
+
+class InSteps:
+    """For vision sessions whose features pass through the host."""
+
+    def encode(self, tiles: Uint8) -> Float:
+        raise NotImplementedError
+
+    def project(self, features: Float) -> Float:
+        raise NotImplementedError
+
+    def see(self, tiles: Uint8) -> Float:
+        return self.project(self.encode(tiles))

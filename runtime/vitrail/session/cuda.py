@@ -83,28 +83,37 @@ class OrtCudaVision:
 
     def encode(self, tiles: Uint8) -> Float:
         check_tiles(tiles, self.contract)
-        return self._run("vision_encoder", tiles)
+        return self._through(("vision_encoder",), tiles)
 
     def project(self, features: Float) -> Float:
         check_features(features, self.contract)
-        return self._run("projector", features)
+        return self._through(("projector",), features)
 
-    def _run(self, stage: str, batch: Array) -> Float:
-        target = self._ways[stage][1]
-        parts = [self._run_part(stage, batch[i : i + self._most]) for i in range(0, len(batch), self._most)]
-        return np.concatenate([np.empty((0, *target.most[1:]), target.dtype), *parts])
+    def see(self, tiles: Uint8) -> Float:
+        check_tiles(tiles, self.contract)
+        return self._through(STAGES, tiles)
 
-    def _run_part(self, stage: str, batch: Array) -> Array:
-        (source, target), work = self._ways[stage], self._buffers
+    def _through(self, stages: Sequence[str], batch: Array) -> Float:
+        """From the input of the first stage to the output of the last."""
+        source, target, work = self._ways[stages[0]][0], self._ways[stages[-1]][1], self._buffers
         work.device.driver.activate()
-        work.put(source.name, batch)
-        work.settle()
-        shape = (len(batch), *target.most[1:])
+        found: Float = np.empty((len(batch), *target.most[1:]), target.dtype)
+        for start in range(0, len(batch), self._most):
+            part = batch[start : start + self._most]
+            work.put(source.name, part)
+            work.settle()
+            for stage in stages:
+                self._run(stage, len(part))
+            found[start : start + self._most] = work.take(target.name, (len(part), *target.most[1:]))
+        return found
+
+    def _run(self, stage: str, tiles: int) -> None:
+        """From where its input lies on the device to where its output does."""
+        (source, target), work = self._ways[stage], self._buffers
         binding = self.sessions[stage].io_binding()
-        binding.bind_input(source.name, *work.place(source.name, batch.shape))
-        binding.bind_output(target.name, *work.place(target.name, shape))
+        binding.bind_input(source.name, *work.place(source.name, (tiles, *source.most[1:])))
+        binding.bind_output(target.name, *work.place(target.name, (tiles, *target.most[1:])))
         run_bound(self.sessions[stage], binding, stage)
-        return work.take(target.name, shape).copy()
 
 
 class Wanted(NamedTuple):

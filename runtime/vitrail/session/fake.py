@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrail.core import Text, Visual
-from vitrail.session import OnHost
+from vitrail.session import InSteps, OnHost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -60,7 +60,7 @@ class FakeDecoder(OnHost):
         return logits
 
 
-class FakeVision:
+class FakeVision(InSteps):
     """A VisionSession whose embeds depend on every tile's pixels and on the place in the tile."""
 
     def __init__(self, *, tokens_per_tile: int = 2, width: int = 8) -> None:

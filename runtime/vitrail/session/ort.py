@@ -11,7 +11,7 @@ import numpy as np
 from vitrail.core import Float, Int32, Uint8
 from vitrail.manifest import Manifest
 from vitrail.providers import Cpu
-from vitrail.session import OnHost, Step
+from vitrail.session import InSteps, OnHost, Step
 from vitrail.session.contract import (
     STAGES,
     check_capacity,
@@ -27,7 +27,7 @@ from vitrail.session.table import open_table
 DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
 
-class OrtVision:
+class OrtVision(InSteps):
     """VisionSession of the vision encoder and projector; `tiles_per_run` bounds the memory of one run."""
 
     def __init__(

@@ -22,7 +22,7 @@ from vitrail.session.trt_runner import Run
 from vitrail.session.trt_workspace import Need, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vitrail.core import Float, Int32, Int64, Uint8
@@ -62,6 +62,7 @@ class TrtVision:
         machine = machine or open_machine(provider)
         self.contract = manifest.vision
         choices = {stage: choose(directory, manifest, stage, machine) for stage in stages}  # type: ignore[arg-type]
+        _check_features(choices)
         self._ports = {stage: vision_ports(manifest, choice.record) for stage, choice in choices.items()}
         self._workspace = Workspace(
             machine,
@@ -74,31 +75,45 @@ class TrtVision:
 
     def encode(self, tiles: Uint8) -> Float:
         check_tiles(tiles, self.contract)
-        return self._encode("vision_encoder", tiles)
+        return self._through(("vision_encoder",), tiles)
 
     def project(self, features: Float) -> Float:
         check_features(features, self.contract)
-        return self._encode("projector", features)
+        return self._through(("projector",), features)
 
-    def _encode(self, stage: str, batch: Array) -> Float:
-        source, target = self._ports[stage]
+    def see(self, tiles: Uint8) -> Float:
+        check_tiles(tiles, self.contract)
+        return self._through(STAGES, tiles)
+
+    def _through(self, stages: Sequence[str], batch: Array) -> Float:
+        """From the input of the first stage to the output of the last, in runs of as many tiles as all of them take."""
+        source, target = self._ports[stages[0]][0], self._ports[stages[-1]][1]
+        most = min(self._ports[stage][0].most[0] for stage in stages)
+        regions = self._workspace.regions
         self._workspace.driver.activate()
-        encoded: Float = np.empty((len(batch), *target.most[1:]), target.dtype)
-        for start in range(0, len(batch), source.most[0]):
-            part = slice(start, start + source.most[0])
-            encoded[part] = self._encode_part(stage, batch[part])
-        return encoded
+        found: Float = np.empty((len(batch), *target.most[1:]), target.dtype)
+        for start in range(0, len(batch), most):
+            part = batch[start : start + most]
+            regions.put(source.name, part)
+            for stage in stages:
+                self._workspace.run(stage, self._run(stage, len(part)), repeats=True)
+            found[start : start + most] = regions.take(target.name, (len(part), *target.most[1:]))
+        return found
 
-    def _encode_part(self, stage: str, batch: Array) -> Array:
-        """At most as many tiles as one run takes; the result is a view that the next run changes."""
-        source, target = self._ports[stage]
-        regions, key = self._workspace.regions, (stage, len(batch))
-        if key not in self._runs:
-            addresses = {port.name: regions.address(port.name) for port in (source, target)}
-            self._runs[key] = Run(0, {source.name: batch.shape}, addresses)
-        regions.put(source.name, batch)
-        self._workspace.run(stage, self._runs[key], repeats=True)
-        return regions.take(target.name, (len(batch), *target.most[1:]))
+    def _run(self, stage: str, tiles: int) -> Run:
+        if (stage, tiles) not in self._runs:
+            source, target = self._ports[stage]
+            addresses = {port.name: self._workspace.regions.address(port.name) for port in (source, target)}
+            self._runs[stage, tiles] = Run(0, {source.name: (tiles, *source.most[1:])}, addresses)
+        return self._runs[stage, tiles]
+
+
+def _check_features(choices: Mapping[str, Choice]) -> None:
+    """Raise ArtifactError where features come out of one engine in another dtype than the next one takes."""
+    dtypes = {stage: choice.record.dtype for stage, choice in choices.items()}
+    if len(set(dtypes.values())) > 1:
+        found = ", ".join(f"{stage} {dtype}" for stage, dtype in dtypes.items())
+        raise ArtifactError(f"the engines' features differ in dtype ({found}); {choices[STAGES[0]].cure}")
 
 
 def vision_ports(manifest: Manifest, record: EngineRecord) -> tuple[Port, Port]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrail.core import Float, Uint8
-from vitrail.session import VisionSession
+from vitrail.session import InSteps, VisionSession
 
 # The folder for these files; unset, nobody is watching.
 VARIABLE = "VITRAIL_PULSE"
@@ -77,7 +77,7 @@ class Work:
         self._runs += 1
 
 
-class Counted:
+class Counted(InSteps):
     """A VisionSession whose runs of at most `tiles_per_run` tiles are counted as work, one by one."""
 
     def __init__(self, session: VisionSession, work: Work, *, tiles_per_run: int) -> None:
