@@ -9,8 +9,7 @@ import numpy as np
 
 from vitrail.manifest import TablePrecision
 from vitrail.session.table import SCALES
-from vitrail_export.checkpoint import Checkpoint
-from vitrail_export.graph import Bits, Progress, row_blocks
+from vitrail_export.graph import Bits, Progress, WeightSource, row_blocks
 from vitrail_export.quantize import block_size, pack_nibbles, round_rows
 
 TableDType: TypeAlias = "np.dtype[np.floating[Any]]"
@@ -20,7 +19,7 @@ MOST_BLOCK = {8: 128, 4: 32}
 """Elements to a scale: a row is read alone, so that scales may be many."""
 
 
-def save_embeddings(checkpoint: Checkpoint, path: Path, dtype: TableDType, progress: Progress) -> None:
+def save_embeddings(checkpoint: WeightSource, path: Path, dtype: TableDType, progress: Progress) -> None:
     with path.open("wb") as file:
         _write_header(file, dtype.str, checkpoint.shape(TABLE))
         for _, rows in row_blocks(checkpoint, TABLE):
@@ -29,7 +28,7 @@ def save_embeddings(checkpoint: Checkpoint, path: Path, dtype: TableDType, progr
 
 
 def save_quantized_embeddings(
-    checkpoint: Checkpoint, out: Path, precision: Literal["int8", "int4"], progress: Progress
+    checkpoint: WeightSource, out: Path, precision: Literal["int8", "int4"], progress: Progress
 ) -> None:
     """The table in the form of vitrail.session.table.QuantizedTable."""
     bits, block = _bits_and_block(checkpoint, precision)
@@ -48,7 +47,7 @@ def save_quantized_embeddings(
     np.save(out / SCALES, np.concatenate(scales))
 
 
-def table_bytes(checkpoint: Checkpoint, precision: TablePrecision, dtype: TableDType) -> int:
+def table_bytes(checkpoint: WeightSource, precision: TablePrecision, dtype: TableDType) -> int:
     rows, size = checkpoint.shape(TABLE)
     if precision == "float":
         return rows * size * dtype.itemsize
@@ -56,7 +55,7 @@ def table_bytes(checkpoint: Checkpoint, precision: TablePrecision, dtype: TableD
     return rows * (size * bits // 8 + size // block * 2)
 
 
-def _bits_and_block(checkpoint: Checkpoint, precision: Literal["int8", "int4"]) -> tuple[Bits, int]:
+def _bits_and_block(checkpoint: WeightSource, precision: Literal["int8", "int4"]) -> tuple[Bits, int]:
     bits: Bits = 8 if precision == "int8" else 4
     return bits, min(MOST_BLOCK[bits], block_size(checkpoint.shape(TABLE)[1], TABLE))
 
