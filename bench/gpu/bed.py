@@ -17,6 +17,7 @@ from bench.gpu.device import Device
 from bench.gpu.figures import Figures, Size
 from bench.gpu.models import Sizes, Subject
 from bench.gpu.peer import TorchPeer
+from bench.gpu.plan import Outcome, reason
 from bench.gpu.roofline import Roofline, Work
 from bench.gpu.serving import answer_batch, answer_pictures, engine_of, first_token, pictures
 from bench.gpu.thread import OneThread
@@ -33,89 +34,105 @@ VITRAIL, TORCH, COMPILED = "vitrail", "torch", "torch compiled"
 REQUESTS_AT_ONCE = 3
 
 
-@dataclass(slots=True)
-class Bed:
-    """Stages write what they find to `figures`."""
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every model is measured with: where artifacts go is `work`."""
 
-    subject: Subject
     device: Device
     sizes: Sizes
     roof: Roofline
     figures: Figures
+    work: Path
+
+
+@dataclass(slots=True)
+class Bed:
+    """Stages write what they find to the bench's figures."""
+
+    subject: Subject
+    bench: Bench
     manifest: Manifest
     vitrail: Vitrail
     engine: Engine
-    work: Work
+    load: Work
     peer: TorchPeer | None = None
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def vision(self, tiles: int) -> None:
         pixels = self._tiles(tiles)
-        floors = {name: self.work.vision_floor_ms(self.roof, tiles) for name in (VITRAIL, TORCH)}
+        floors = {name: self.load.vision_floor_ms(self.bench.roof, tiles) for name in (VITRAIL, TORCH)}
         self._race("vision", {"tiles": tiles}, lambda who: lambda: who.see(pixels), floors)
 
     def prefill(self, tokens: int) -> None:
         ids = self._ids(tokens)
-        dense = Work(self.subject.config, self.work.dense_bytes)
-        floors = {VITRAIL: self.work.prefill_floor_ms(self.roof, tokens)}
-        floors[TORCH] = dense.prefill_floor_ms(self.roof, tokens)
+        dense = Work(self.subject.config, self.load.dense_bytes)
+        floors = {VITRAIL: self.load.prefill_floor_ms(self.bench.roof, tokens)}
+        floors[TORCH] = dense.prefill_floor_ms(self.bench.roof, tokens)
         self._race("prefill", {"tokens": tokens}, lambda who: lambda: who.prefill(ids), floors)
 
     def decode(self, rows: int) -> None:
-        steps, past = self.sizes.steps, self.sizes.past
-        ids, total = self._ids(past), steps * (self.sizes.rounds + 1)
+        steps, past = self.bench.sizes.steps, self.bench.sizes.past
+        ids, total = self._ids(past), steps * (self.bench.sizes.rounds + 1)
         contestants = self._contestants()
         for who in contestants.values():
             who.begin(ids, rows=rows, steps=total)
-        dense = Work(self.subject.config, self.work.dense_bytes)
+        dense = Work(self.subject.config, self.load.dense_bytes)
         cached = past + total / 2
-        floors = {VITRAIL: steps * self.work.decode_floor_ms(self.roof, rows, cached)}
-        floors[TORCH] = steps * dense.decode_floor_ms(self.roof, rows, cached)
+        floors = {VITRAIL: steps * self.load.decode_floor_ms(self.bench.roof, rows, cached)}
+        floors[TORCH] = steps * dense.decode_floor_ms(self.bench.roof, rows, cached)
         size: Size = {"rows": rows, "past": past, "steps": steps}
         self._race("decode", size, lambda who: lambda: who.decode(steps), floors, contestants)
 
     def compiled(self) -> None:
         """torch.compile alone, on the largest vision run and single decode steps: compiling takes its time."""
-        assert self.peer is not None
+        if self.peer is None:
+            raise RuntimeError("torch is not here")
         who = Torch(self.peer, compiled=True)
-        steps, past, tiles = self.sizes.steps, self.sizes.past, self.sizes.tiles[0]
+        steps, past, tiles = self.bench.sizes.steps, self.bench.sizes.past, self.bench.sizes.tiles[0]
         pixels = self._tiles(tiles)
         self._race("vision", {"tiles": tiles}, lambda who: lambda: who.see(pixels), {}, {COMPILED: who})
-        who.begin(self._ids(past), rows=1, steps=steps * (self.sizes.rounds + 1))
+        who.begin(self._ids(past), rows=1, steps=steps * (self.bench.sizes.rounds + 1))
         size: Size = {"rows": 1, "past": past, "steps": steps}
         self._race("decode", size, lambda who: lambda: who.decode(steps), {}, {COMPILED: who})
         who.end()
 
-    def answers(self, tiles: int, concurrency: int) -> None:
-        """Pictures per second; at concurrency 1, time to the first token."""
-        requests = max(5, REQUESTS_AT_ONCE * concurrency) if self.device.is_gpu else concurrency + 1
+    def answers(self, asked: tuple[int, int]) -> None:
+        """(tiles, how many at once): pictures per second and time to the first token."""
+        tiles, concurrency = asked
+        requests = max(5, REQUESTS_AT_ONCE * concurrency) if self.bench.device.is_gpu else concurrency + 1
         found = answer_pictures(
-            self.engine, tiles=tiles, concurrency=concurrency, requests=requests, sizes=self.sizes
+            self.engine, tiles=tiles, concurrency=concurrency, requests=requests, sizes=self.bench.sizes
         )
-        size: Size = {"tiles": tiles, "concurrency": concurrency, "answer_tokens": self.sizes.answer_tokens}
-        self.figures.add(self.subject, "answers", size, VITRAIL, **found)
+        size: Size = {
+            "tiles": tiles,
+            "concurrency": concurrency,
+            "answer_tokens": self.bench.sizes.answer_tokens,
+        }
+        self.bench.figures.add(self.subject, "answers", size, VITRAIL, **found)
 
-    def peer_answers(self, tiles: int, rows: int) -> None:
-        """The peer's time to the first token, and its pictures per second in batches of `rows`."""
-        assert self.peer is not None
-        peer, engine, rounds = self.peer, self.engine, self.sizes.rounds
-        asks = pictures(self.manifest, tiles=tiles, count=rows, sizes=self.sizes)
-        new = self.sizes.answer_tokens
+    def peer_answers(self, asked: tuple[int, int]) -> None:
+        """(tiles, rows): the peer's time to the first token, and its pictures per second in batches of `rows`."""
+        tiles, rows = asked
+        if self.peer is None:
+            raise RuntimeError("torch is not here")
+        peer, engine, rounds = self.peer, self.engine, self.bench.sizes.rounds
+        asks = pictures(self.manifest, tiles=tiles, count=rows, sizes=self.bench.sizes)
+        new = self.bench.sizes.answer_tokens
         actions = {
             "first": lambda: first_token(peer, engine, asks[0]),
             "batch": lambda: answer_batch(peer, engine, asks, answer_tokens=new),
         }
-        found = interleaved(actions, rounds=min(3, rounds), synchronize=self.device.synchronize)
+        found = interleaved(actions, rounds=min(3, rounds), synchronize=self.bench.device.synchronize)
         for which, count in (("first", 1), ("batch", rows)):
             size: Size = {"tiles": tiles, "concurrency": count, "answer_tokens": new}
             series = found[which]
             milliseconds = series.median_ms
-            values = {"failure": series.failure} if milliseconds is None else {}
+            values: dict[str, Any] = {"failure": series.failure} if milliseconds is None else {}
             if milliseconds is not None and which == "first":
                 values["ttft_ms"] = milliseconds
             elif milliseconds is not None:
                 values["images_per_s"] = 1e3 * rows / milliseconds
-            self.figures.add(self.subject, "answers", size, TORCH, **values)
+            self.bench.figures.add(self.subject, "answers", size, TORCH, **values)
 
     def drop(self) -> None:
         """Let go of everything that holds device memory, though somebody may still hold the bed."""
@@ -136,11 +153,12 @@ class Bed:
         contestants = contestants or self._contestants()
         found = interleaved(
             {name: action(who) for name, who in contestants.items()},
-            rounds=self.sizes.rounds,
-            synchronize=self.device.synchronize,
+            rounds=self.bench.sizes.rounds,
+            synchronize=self.bench.device.synchronize,
         )
+        self.bench.device.release()
         for name, series in found.items():
-            self.figures.add_series(self.subject, stage, size, name, series, floor_ms=floors.get(name))
+            self.bench.figures.add_series(self.subject, stage, size, name, series, floor_ms=floors.get(name))
 
     def _tiles(self, count: int) -> Uint8:
         side = self.manifest.vision.tile_size
@@ -151,70 +169,49 @@ class Bed:
 
 
 @contextmanager
-def open_bed(
-    subject: Subject,
-    *,
-    device: Device,
-    sizes: Sizes,
-    roof: Roofline,
-    figures: Figures,
-    work: Path,
-    with_peer: bool,
-) -> Iterator[Bed]:
+def open_bed(subject: Subject, bench: Bench, *, with_peer: bool) -> Iterator[Bed]:
     """Write the artifacts, open the sessions, build the peer; memory of every step goes to the figures."""
+    device, directory = bench.device, bench.work / subject.title.replace(" ", "-")
     before = device.used_bytes()
-    directory = work / subject.title.replace(" ", "-")
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        manifest = write_artifacts(subject, directory)
-        vision, decoder = _sessions(directory, manifest, device, sizes)
-        opened = device.used_bytes()
-        engine = stack.enter_context(
-            engine_of(
-                manifest,
-                load_tokenizer(directory, manifest.tokenizer),
-                vision,
-                decoder,
-                sizes=sizes,
-                tiles_per_look=max(sizes.tiles),
-            )
-        )
-        peer = _peer(subject, device) if with_peer else None
-        bed = Bed(
-            subject,
-            device,
-            sizes,
-            roof,
-            figures,
-            manifest,
-            Vitrail(vision, decoder),
-            engine,
-            Work(subject.config, manifest.artifacts["decoder.onnx.data"].size_bytes),
-            peer,
-        )
-        yield bed
-        after = device.used_bytes()
-        peer_bytes = 0 if peer is None else peer.weight_bytes
-        bed.drop()
-        decoder.close()
-    del vision, decoder, engine, peer
-    device.release()
-    figures.add_memory(
-        subject,
-        weights=sum(artifact.size_bytes for artifact in manifest.artifacts.values()),
-        sessions=opened - before,
-        after=after - before,
-        peer_weights=peer_bytes,
-        left=device.used_bytes() - before,
-    )
+    memory: dict[str, int] = {}
+    try:
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            manifest = write_artifacts(subject, directory)
+            memory["weights"] = sum(each.size_bytes for each in manifest.artifacts.values())
+            bed = _open(subject, bench, directory, manifest, stack)
+            memory["sessions"] = device.used_bytes() - before
+            if with_peer:
+                bed.peer = _peer(subject, bench)
+                memory["peer_weights"] = bed.peer.weight_bytes if bed.peer else 0
+            yield bed
+            memory["after"] = device.used_bytes() - before
+            bed.drop()
+            del bed
+    finally:
+        device.release()
+    bench.figures.add_memory(subject, **memory, left=device.used_bytes() - before)
 
 
-def _sessions(directory: Path, manifest: Manifest, device: Device, sizes: Sizes) -> tuple[Any, OneThread]:
-    vision = open_vision(directory, manifest, device.provider, tiles_per_run=max(sizes.tiles))
-    cache = {"slots": sizes.slots, "capacity": sizes.context_tokens}
-    return vision, OneThread(lambda: open_decoder(directory, manifest, device.provider, **cache))
+def _open(subject: Subject, bench: Bench, directory: Path, manifest: Manifest, stack: ExitStack) -> Bed:
+    sizes, provider = bench.sizes, bench.device.provider
+    vision = open_vision(directory, manifest, provider, tiles_per_run=max(sizes.tiles))
+    slots, capacity = sizes.slots, sizes.context_tokens
+    decoder = OneThread(lambda: open_decoder(directory, manifest, provider, slots=slots, capacity=capacity))
+    stack.callback(decoder.close)
+    tokenizer = load_tokenizer(directory, manifest.tokenizer)
+    engine = engine_of(manifest, tokenizer, vision, decoder, sizes=sizes, tiles_per_look=max(sizes.tiles))
+    stack.callback(engine.close)
+    load = Work(subject.config, manifest.artifacts["decoder.onnx.data"].size_bytes)
+    return Bed(subject, bench, manifest, Vitrail(vision, decoder), engine, load)
 
 
-def _peer(subject: Subject, device: Device) -> TorchPeer:
+def _peer(subject: Subject, bench: Bench) -> TorchPeer | None:
+    """None where it does not fit: that costs its own figures only."""
+    device = bench.device
     dtype = torch.float16 if device.is_gpu else torch.float32
-    return TorchPeer(subject.config, RandomWeights(subject.config), device=device.kind, dtype=dtype)
+    try:
+        return TorchPeer(subject.config, RandomWeights(subject.config), device=device.kind, dtype=dtype)
+    except torch.OutOfMemoryError as error:
+        bench.figures.note(Outcome(f"{subject.title}: torch", failure=reason(error)))
+        return None

@@ -13,10 +13,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from bench.gpu.__main__ import RESULTS, no_cuda_provider, no_gpu, not_installed
+from bench.gpu.__main__ import RESULTS, no_cuda_provider, no_gpu, not_installed, roomy
 
 ROOT = Path(__file__).parents[2]
 TESTS_S = 150.0
@@ -64,7 +65,12 @@ def run_bench(limit_s: float, out: Path, tests: dict[str, object]) -> int:
     command = [sys.executable, "-m", "bench.gpu", "--seconds", str(limit_s - CLOSING_S), "--out", str(out)]
     environment = {**os.environ, "VITRAIL_BENCH_TESTS": json.dumps(tests)}
     try:
-        return subprocess.run(command, cwd=ROOT, timeout=limit_s, check=False, env=environment).returncode
+        # Its artifacts go, even where it has to be stopped.
+        with tempfile.TemporaryDirectory(prefix="vitrail-gpu-check-", dir=roomy()) as work:
+            found = subprocess.run(
+                [*command, "--work", work], cwd=ROOT, timeout=limit_s, check=False, env=environment
+            )
+            return found.returncode
     except subprocess.TimeoutExpired:
         print(
             f"the benchmark was stopped after {limit_s:.0f} s; what it had measured is in {out}",

@@ -41,7 +41,7 @@ class Device:
         """Of the whole device, whoever uses it; on a CPU of this process."""
         if self.is_gpu:
             free, total = torch.cuda.mem_get_info()
-            return total - free
+            return int(total - free)
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,19 @@ class Run(Generic[T]):
             if not self._fits(group.essential_seconds):
                 self._leave_out(group.stages, group.title)
                 continue
-            opened = self._timed(f"{group.title}: open", group.open_seconds, lambda g=group: _enter(g))
-            if opened is None:
-                self._leave_out(group.stages, group.title, why="it could not be opened")
-                continue
-            context, value = opened
-            try:
-                for stage in group.stages:
-                    self._stage(group, stage, value, reserve_s)
-            finally:
-                self._timed(f"{group.title}: close", 0.0, lambda c=context: c.__exit__(None, None, None))
+            self._run(group, reserve_s)
+
+    def _run(self, group: Group[T], reserve_s: float) -> None:
+        context = group.open()
+        opened = self._timed(f"{group.title}: open", group.open_seconds, context.__enter__)
+        if opened is None:
+            self._leave_out(group.stages, group.title, why="it could not be opened")
+            return
+        try:
+            for stage in group.stages:
+                self._stage(group, stage, opened, reserve_s)
+        finally:
+            self._timed(f"{group.title}: close", 0.0, lambda: context.__exit__(None, None, None))
 
     def _stage(self, group: Group[T], stage: Stage[T], value: T, reserve_s: float) -> None:
         title = f"{group.title}: {stage.title}"
@@ -97,9 +101,11 @@ class Run(Generic[T]):
         """Taken over expected seconds so far, once that says something."""
         return max(0.5, self._taken_s / self._expected_s) if self._expected_s > 10 else 1.0
 
-    def _timed(self, title: str, expected_s: float, action: Callable[[], object]) -> object:
+    def _timed(self, title: str, expected_s: float, action: Callable[[], R]) -> R | None:
         """The action's result; None where it fails."""
-        start_s, failure, result = self._clock(), None, None
+        start_s = self._clock()
+        failure: str | None = None
+        result: R | None = None
         try:
             result = action()
         except Exception as error:  # noqa: BLE001 - one figure that cannot be had costs no other
@@ -112,11 +118,6 @@ class Run(Generic[T]):
     def _leave_out(self, stages: Sequence[Stage[T]], group: str, why: str = "no time was left") -> None:
         for stage in stages:
             self._on_outcome(Outcome(f"{group}: {stage.title}", left_out=why))
-
-
-def _enter(group: Group[T]) -> tuple[AbstractContextManager[T], T]:
-    context = group.open()
-    return context, context.__enter__()
 
 
 def reason(error: Exception) -> str:

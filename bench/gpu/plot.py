@@ -33,7 +33,7 @@ def write_plot(path: Path, card: dict[str, Any]) -> bool:
         for axes, panel in zip(line, PANELS, strict=True):
             _draw(axes, [row for row in rows if (row["model"], row["precision"]) == subject], *panel)
             axes.set_title(f"{subject[0]} {subject[1]}: {panel[0]}", loc="left", fontsize=9)
-    handles = [Patch(color=color, label=who) for who, color in COLORS.items()]
+    handles: list[Any] = [Patch(color=color, label=who) for who, color in COLORS.items()]
     handles.append(Line2D([], [], color=ROOF, linestyle="dashed", linewidth=1, label="roofline"))
     figure.legend(handles=handles, loc="outside upper right", ncols=4, frameon=False, fontsize=8)
     figure.text(

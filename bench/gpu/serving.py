@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -30,7 +28,6 @@ WORDS = 4
 PHASES = ("preprocess_ms", "vision_ms", "queue_ms", "prefill_ms")
 
 
-@contextmanager
 def engine_of(
     manifest: Manifest,
     tokenizer: Tokenizer,
@@ -39,12 +36,12 @@ def engine_of(
     *,
     sizes: Sizes,
     tiles_per_look: int,
-) -> Iterator[Engine]:
+) -> Engine:
     """An engine over opened sessions, which outlive it. Nothing is remembered from one question to the next."""
     settings = Settings(
         slots=decoder.slots, prefill_chunk=sizes.context_tokens, queue_limit=1024, prefix_cache=False
     )
-    engine = Engine(
+    return Engine(
         manifest=manifest,
         tokenizer=tokenizer,
         vision=vision,
@@ -52,8 +49,6 @@ def engine_of(
         tiles_per_look=tiles_per_look,
         feature_cache_bytes=0,
     )
-    with engine:
-        yield engine
 
 
 def answer_pictures(

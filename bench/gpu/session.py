@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -10,13 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-from bench.gpu.bed import Bed, open_bed
+from bench.gpu.bed import Bed, Bench, open_bed
 from bench.gpu.device import Device
 from bench.gpu.figures import Figures
 from bench.gpu.models import TINY, TINY_SIZES, Precision, Sizes, Subject
 from bench.gpu.plan import Group, Run, Stage
 from bench.gpu.report import card_text, failures, of_vitrail
-from bench.gpu.roofline import Roofline, measure_roofline
+from bench.gpu.roofline import measure_roofline
 
 from vitrail.benchmark.device import device_fields
 from vitrail.errors import OptionError, VitrailError
@@ -60,10 +60,9 @@ def run(wanted: Wanted) -> dict[str, Any]:
     roof = measure_roofline(device, sizes)
     device.release()
     figures.card["roofline"] = roof.fields()
+    bench = Bench(device, sizes, roof, figures, wanted.work)
     groups = [
-        _group(
-            subject, with_peer=first, wanted=wanted, device=device, sizes=sizes, roof=roof, figures=figures
-        )
+        _group(subject, bench, with_peer=first, compiled=wanted.compile)
         for subject, first in _with_first(subjects)
     ]
     Run(groups, budget_s=wanted.seconds, on_outcome=figures.note)()
@@ -110,67 +109,46 @@ def _heading(device: Device, wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def _group(
-    subject: Subject,
-    *,
-    with_peer: bool,
-    wanted: Wanted,
-    device: Device,
-    sizes: Sizes,
-    roof: Roofline,
-    figures: Figures,
-) -> Group[Bed]:
-    opened = partial(
-        open_bed,
-        subject,
-        device=device,
-        sizes=sizes,
-        roof=roof,
-        figures=figures,
-        work=wanted.work,
-        with_peer=with_peer,
-    )
+def _group(subject: Subject, bench: Bench, *, with_peer: bool, compiled: bool) -> Group[Bed]:
+    opened = partial(open_bed, subject, bench, with_peer=with_peer)
     large = 2.0 if "8b" in subject.name else 1.0
-    stages = _stages(sizes, large, with_peer=with_peer, compiled=wanted.compile and device.is_gpu)
-    return Group(subject.title, open_seconds=15 * large, open=opened, stages=stages)
-
-
-def _stages(sizes: Sizes, large: float, *, with_peer: bool, compiled: bool) -> tuple[Stage[Bed], ...]:
-    """Most wanted first; a first size of everything is essential."""
-
-    def stages(
-        kind: str, seconds: float, values: tuple[Any, ...], measure: Callable[..., None]
-    ) -> list[Stage[Bed]]:
-        return [
-            Stage(f"{kind} {value}", large * seconds, lambda bed, v=value: measure(bed, v), essential=at == 0)
-            for at, value in enumerate(values)
-        ]
-
-    measured = [
-        stages("vision", 3, sizes.tiles, Bed.vision),
-        stages("decode", 6, sizes.batches, Bed.decode),
-        stages("answers", 6, tuple((tiles, 1) for tiles in sizes.picture_tiles), _answers),
-        stages("prefill", 2, sizes.prefill, Bed.prefill),
-        *(stages("answers", 8, ((tiles, sizes.concurrency[0]),), _answers) for tiles in sizes.picture_tiles),
-        stages(
-            "answers",
-            5,
-            tuple((tiles, many) for tiles in sizes.picture_tiles for many in sizes.concurrency[1:-1]),
-            _answers,
-        ),
-    ]
-    found = [stage for group in measured for stage in group]
-    found.sort(key=lambda stage: not stage.essential)
+    stages = _stages(bench.sizes, large)
     if with_peer:
-        batches = tuple(zip(sizes.picture_tiles, sizes.peer_batches, strict=True))
-        found += [
-            Stage(f"answers of torch {each}", 8 * large, lambda bed, e=each: bed.peer_answers(*e))
-            for each in batches
-        ]
-    if with_peer and compiled:
-        found.append(Stage("torch compiled", 60, Bed.compiled))
-    return tuple(found)
+        stages += _peer_stages(bench.sizes, large, compiled=compiled and bench.device.is_gpu)
+    return Group(subject.title, open_seconds=15 * large, open=opened, stages=tuple(stages))
 
 
-def _answers(bed: Bed, of: tuple[int, int]) -> None:
-    bed.answers(*of)
+def _stages(sizes: Sizes, large: float) -> list[Stage[Bed]]:
+    """Most wanted first: the first size of everything is essential, and comes before every other. large: how much
+    longer than a 2B model's they take.
+    """
+    alone = [(tiles, 1) for tiles in sizes.picture_tiles]
+    busiest = [(tiles, sizes.concurrency[0]) for tiles in sizes.picture_tiles]
+    between = [(tiles, many) for tiles in sizes.picture_tiles for many in sizes.concurrency[1:-1]]
+    kinds: list[tuple[str, float, Sequence[Any], Callable[[Bed, Any], None], int]] = [
+        ("vision", 3, sizes.tiles, Bed.vision, 1),
+        ("decode", 6, sizes.batches, Bed.decode, 1),
+        ("answers", 6, alone, Bed.answers, 1),
+        ("prefill", 2, sizes.prefill, Bed.prefill, 1),
+        ("answers", 8, busiest, Bed.answers, len(busiest)),
+        ("answers", 5, between, Bed.answers, 0),
+    ]
+    found = [
+        Stage(f"{kind} {value}", large * seconds, partial(_measure, measure, value), essential=at < essential)
+        for kind, seconds, values, measure, essential in kinds
+        for at, value in enumerate(values)
+    ]
+    return sorted(found, key=lambda stage: not stage.essential)
+
+
+def _peer_stages(sizes: Sizes, large: float, *, compiled: bool) -> list[Stage[Bed]]:
+    batches = zip(sizes.picture_tiles, sizes.peer_batches, strict=True)
+    found = [
+        Stage(f"answers of torch {each}", 8 * large, partial(_measure, Bed.peer_answers, each))
+        for each in batches
+    ]
+    return [*found, Stage("torch compiled", 60, Bed.compiled)] if compiled else found
+
+
+def _measure(measure: Callable[[Bed, Any], None], value: Any, bed: Bed) -> None:
+    measure(bed, value)

@@ -61,7 +61,7 @@ def write_graph(builder: GraphBuilder, source: RandomWeights, path: Path, *, thr
     with data.open("wb") as file, ThreadPoolExecutor(threads) as pool:
         file.truncate(size)
         largest_first = sorted(zip(weights, offsets, strict=True), key=lambda each: -weight_bytes(each[0]))
-        for _ in pool.map(lambda each: _write(file.fileno(), *each, source), largest_first):
+        for _ in pool.map(lambda each: _write(file.fileno(), each[0], each[1], source), largest_first):
             pass
     for weight, offset in zip(weights, offsets, strict=True):
         weight.const_value = ir.ExternalTensor(
@@ -86,7 +86,7 @@ def _lay_out(sizes: Sequence[int]) -> tuple[list[int], int]:
 def _write(descriptor: int, weight: Weight, offset: int, source: RandomWeights) -> None:
     end = offset + weight_bytes(weight)
     for block in weight.fill(weight.name, source):
-        view = memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+        view = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
         while view:
             written = os.pwrite(descriptor, view, offset)
             view, offset = view[written:], offset + written
