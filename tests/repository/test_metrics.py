@@ -5,16 +5,16 @@ import os
 import re
 import signal
 import time
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.repository.raw import ask, ints, text
+from tests.repository.watching import Scrape
 
 from vitrail.client import Client
+from vitrail.client.wire import delta_from_json
 from vitrail.metrics import (
     ANSWERS,
     DECODER_SERIES,
@@ -42,28 +42,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 DASHBOARD = DOCS / "grafana.json"
 PUBLISHED_WITHIN_S = 15.0
 SERIES = re.compile(r"\b(?:vitrail|nv)_[a-z0-9_]+")
-LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>.*?)\})? (?P<value>\S+)$", re.MULTILINE)
-
-
-class Scrape:
-    """What the metrics port says at one moment."""
-
-    def __init__(self, server):
-        url = f"http://127.0.0.1:{server.options.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as response:
-            self.text = response.read().decode()
-        self.rows = [
-            (row["name"], row["labels"] or "", float(row["value"])) for row in LINE.finditer(self.text)
-        ]
-
-    @property
-    def names(self):
-        return {name for name, _, _ in self.rows}
-
-    def __call__(self, series, label=""):
-        """A series' value, a histogram's count; of all its labels together unless one is named."""
-        name = series.name + ("_count" if series.kind == "histogram" else "")
-        return sum(value for found, labels, value in self.rows if found == name and label in labels)
 
 
 @pytest.fixture
@@ -161,6 +139,7 @@ def test_phases_arrive_as_spans_in_the_asker_s_trace_below_triton_s(server, coll
     assert wait_until(lambda: phases <= set(own()) and models <= {name for name, _ in tritons()}, within_s=20)
     whole = own()["chat internvl2-tiny"]
     assert ("decoder", whole["parentSpanId"]) in tritons()
+    assert wait_until(lambda: [name for name, _ in tritons()].count("decoder") == 2, within_s=20)
     for name in phases:
         span = own()[name]
         assert span["parentSpanId"] == whole["spanId"]
@@ -170,21 +149,17 @@ def test_phases_arrive_as_spans_in_the_asker_s_trace_below_triton_s(server, coll
     assert begins == sorted(begins)
 
 
-def test_what_a_request_waits_for_vision_counts_on_the_ensemble_route(server, picture):
-    """The encoder's process is stopped meanwhile, as behind a long queue."""
-    stub = server.stubs()["vision_encoder"]
-    messages = [{"role": "user", "content": [{"type": "image", "image": _image(picture)}, _words("Hm?")]}]
-    with Client(server.grpc_url, route="ensemble") as client, ThreadPoolExecutor(2) as pool:
-        client.info()
-        os.kill(stub.pid, signal.SIGSTOP)
-        try:
-            patient = pool.submit(client.chat, messages, max_tokens=2)
-            hurried = pool.submit(client.chat, messages, max_tokens=2, deadline_s=0.5)
-            time.sleep(1.0)
-        finally:
-            os.kill(stub.pid, signal.SIGCONT)
-        assert patient.result(20).report.timings.vision_ms > 900
-        assert hurried.result(20).finish_reason == "deadline"
+def test_a_request_on_the_ensemble_route_has_been_here_since_it_announced_itself(server, picture):
+    """As if it had waited for the vision encoder in Triton's queue."""
+    question = {"request_id": "mine", "text_input": "hi", "tiles": picture, "max_tokens": ints(2)}
+    assert ask(server.grpc_url, "decoder", announce="mine").error is None
+    time.sleep(0.5)
+    waited = delta_from_json(ask(server.grpc_url, "internvl", **question).deltas[-1])
+    assert waited.report.timings.vision_ms > 500
+    assert ask(server.grpc_url, "decoder", announce="mine").error is None
+    time.sleep(0.5)
+    late = delta_from_json(ask(server.grpc_url, "internvl", timeout_us=400_000, **question).deltas[-1])
+    assert (late.finish_reason, late.report.completion_tokens) == ("deadline", 0)
 
 
 def _image(picture):

@@ -11,6 +11,7 @@ import pytest
 import tritonclient.grpc as triton
 from tests.repository.bad_inputs import BAD_INPUTS
 from tests.repository.raw import ask, ints, tensor, text
+from tests.repository.watching import waiting
 from tritonclient.utils import InferenceServerException
 
 from vitrail.client.wire import delta_from_json
@@ -40,7 +41,13 @@ def tiles():
 
 def describe(server, tiles, model="internvl", **tensors):
     return ask(
-        server.grpc_url, model, text_input="What is this?", tiles=tiles, max_tokens=ints(12), **tensors
+        server.grpc_url,
+        model,
+        text_input="What is this?",
+        tiles=tiles,
+        max_tokens=ints(12),
+        patience_s=90.0,
+        **tensors,
     )
 
 
@@ -78,17 +85,21 @@ def test_tiles_of_concurrent_requests_share_a_run_and_every_answer_is_its_solo_o
     before = vision_counts(server)
     # While the encoder works on tiles that no cache knows, the others wait for it together.
     unknown = np.random.default_rng(9).integers(0, 256, (40, 3, 448, 448), np.uint8)
-    with ThreadPoolExecutor(1 + len(pictures)) as pool:
-        busy = pool.submit(infer, server, "vision_encoder", "tiles", unknown, output="features")
-        time.sleep(0.3)
+    with ThreadPoolExecutor(2 + len(pictures)) as pool:
+        busy = [
+            pool.submit(infer, server, "vision_encoder", "tiles", half, output="features")
+            for half in np.split(unknown, 2)
+        ]
+        assert wait_until(lambda: waiting(server, "vision_encoder"), within_s=20, every_s=0.01)
         together = [answer.text for answer in pool.map(lambda picture: describe(server, picture), pictures)]
-        busy.result()
+        for each in busy:
+            each.result()
     counted, executions, requests = vision_counts(server) - before
     assert together == solo
     assert len(set(solo)) > 1
     assert counted == sum(map(len, pictures)) + len(unknown)
-    assert requests == len(pictures) + 1
-    assert executions < len(pictures) + 1, "no two requests shared a run"
+    assert requests == len(pictures) + 2
+    assert executions < len(pictures) + 2, "no two requests shared a run"
 
 
 def test_a_backlog_is_no_single_run_while_a_large_picture_runs_whole(server):

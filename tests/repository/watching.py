@@ -1,0 +1,35 @@
+"""What a server's metrics port says."""
+
+import re
+import urllib.request
+
+LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>.*?)\})? (?P<value>\S+)$", re.MULTILINE)
+
+
+class Scrape:
+    """The metrics port at one moment."""
+
+    def __init__(self, server):
+        url = f"http://127.0.0.1:{server.options.metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as response:
+            self.text = response.read().decode()
+        self.rows = [
+            (row["name"], row["labels"] or "", float(row["value"])) for row in LINE.finditer(self.text)
+        ]
+
+    @property
+    def names(self):
+        return {name for name, _, _ in self.rows}
+
+    def value(self, name, label=""):
+        """A sample's value; of all its labels together unless one is named."""
+        return sum(value for found, labels, value in self.rows if found == name and label in labels)
+
+    def __call__(self, series, label=""):
+        """A series' value, a histogram's count."""
+        return self.value(series.name + ("_count" if series.kind == "histogram" else ""), label)
+
+
+def waiting(server, model):
+    """Requests in the queue of a model."""
+    return Scrape(server).value("nv_inference_pending_request_count", f'model="{model}"')
