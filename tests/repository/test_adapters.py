@@ -357,6 +357,30 @@ def test_deltas_that_wait_are_sent_as_one(outbox):
     assert sender.events == [Delta(text="abc", token_ids=(0, 1, 2)), Delta(1, text="other"), LAST]
 
 
+def test_what_follows_a_delta_too_soon_waits_for_its_turn_or_the_end(outbox, monkeypatch):
+    monkeypatch.setattr("vitrail.triton.outbox.SEND_INTERVAL_S", 60.0)
+    ended, cut = Sender(), Sender()
+    replies = [outbox.open(sender) for sender in (ended, cut)]
+    for reply, sender in zip(replies, (ended, cut), strict=True):
+        reply.send(Delta(text="a"))
+        wait_for(lambda sender=sender: sender.events)
+        for word in "bc":
+            reply.send(Delta(text=word))
+    replies[0].send(LAST)
+    assert ended.ended.wait(5)
+    assert ended.events == [Delta(text="a"), replace(LAST, text="bc" + LAST.text)]
+    assert cut.events == [Delta(text="a")]
+    outbox.close()
+    assert cut.events == [Delta(text="a"), Delta(text="bc")]
+
+
+def wait_for(condition):
+    deadline_s = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+
+
 def test_joined_deltas_end_as_the_last_of_them_and_errors_stay_apart():
     error = ServerError("x")
     assert joined([Delta(text="a", token_ids=(1,)), replace(LAST, text="b", token_ids=(2,))]) == [
