@@ -365,7 +365,7 @@ def test_an_engine_that_its_record_does_not_describe_is_refused(opened, decoder,
     with pytest.raises(ArtifactError, match="'embeds' should be float32, in the engine it is float16; build"):
         opened(TrtVision, manifest=other, stages=("projector",))
     with pytest.raises(
-        ArtifactError, match="differ in dtype .vision_encoder float16, projector float32.; build"
+        ArtifactError, match=r"differ in dtype \(vision_encoder float16, projector float32\); build"
     ):
         opened(TrtVision, manifest=other)
     decode = changed(manifest, "decoder", profiles=manifest.engines[2].profiles[::-1])
