@@ -5,7 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from vitrail.cli import app
 from vitrail.errors import OptionError
 from vitrail.providers import Cpu, Cuda, TensorRt, parse_provider, with_threads
 from vitrail.session.cause import cause_in, driver_fault, library_fault
@@ -159,3 +161,36 @@ def compile_c(source, library, *flags):
         subprocess.run(command, input=source.encode(), check=True)
     except FileNotFoundError:
         pytest.skip("no C compiler")
+
+
+def vitrail(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.skipif(driver_fault(0) is None, reason="there is a GPU")
+def test_a_gpu_that_is_not_there_ends_a_command_with_its_cause(exported):
+    result = vitrail("ask", "--model", exported("internvl2-tiny"), "-q", "What is it?", "--provider", "cuda")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: provider cuda:0 ")
+    assert "pip install 'vitrail[gpu]'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ask", "-q", "What is it?"),
+        ("eval", "--task", "demo", "--url", "localhost:1", "--out", "results.jsonl"),
+        ("bench",),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_server_s_provider_is_not_its_asker_s_to_choose(arguments):
+    result = vitrail(*arguments, "--provider", "cuda:1")
+    assert result.exit_code == 2
+    assert "--provider cuda:1 is for --model; a server's is set by `vitrail serve`" in result.stderr
+
+
+def test_an_unknown_provider_ends_a_command_with_those_that_are_known(tmp_path):
+    result = vitrail("serve", tmp_path, "--provider", "gpu")
+    assert result.exit_code == 2
+    assert "provider 'gpu' is unknown; it is one of cpu, cuda, tensorrt, tensorrt-rtx" in result.stderr
