@@ -226,6 +226,22 @@ def test_who_waits_for_vision_ends_there_when_late_or_aborted_and_is_never_looke
     assert "me" not in looks
 
 
+def test_the_more_urgent_are_looked_at_first(answering, outbox):
+    gate, looking = threading.Event(), answering._looking
+    looking.limit = 9
+    looking._see = lambda tiles, *_: gate.wait(5) and seen(tiles)
+    question = {"text_input": text("hi"), "tiles": TILES[:1], "max_tokens": ints(1)}
+    plain, urgent = ({**question, "options": text(f'{{"priority": {level}}}')} for level in (5, 1))
+    senders = [accept(answering, outbox, plain, request_id=f"busy{number}") for number in range(4)]
+    wait_for(lambda: len(looking._running) == 4)
+    senders += [accept(answering, outbox, plain, request_id=name) for name in ("late", "later")]
+    senders.append(accept(answering, outbox, urgent, request_id="urgent"))
+    taken = [pending.request.id for pending in looking._waiting]
+    gate.set()
+    assert all(sender.ended.wait(5) for sender in senders)
+    assert taken[0] == "urgent"
+
+
 def test_waiting_for_vision_counts_in_the_report(answering, outbox):
     looking = answering._looking
     looking.limit = 9

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TypeAlias
 from vitrail.core import Uint8
 from vitrail.decoder import Decoder, Request
 from vitrail.errors import Busy
+from vitrail.fair import Claim, FairQueue
 from vitrail.look import Seen, look, waited
 from vitrail.triton.outbox import Reply, failing
 
@@ -21,6 +21,8 @@ See: TypeAlias = Callable[[Uint8, Request, float], Seen]
 
 SWEEP_INTERVAL_S = 0.1
 _WORKERS = 4
+# What a tile counts in the queue, whose levels of priority are so many tokens apart.
+TOKENS_PER_TILE = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +34,12 @@ class Pending:
     reply: Reply
     arrived_s: float
     over: bool = False
+
+    @property
+    def claim(self) -> Claim:
+        """On the vision models: its tiles are what it costs."""
+        options = self.request.options
+        return Claim(options.user, options.priority, len(self.tiles) * TOKENS_PER_TILE)
 
 
 class Looking:
@@ -47,7 +55,7 @@ class Looking:
         self._see = see
         self._tiles_per_look = tiles_per_look
         self._lock = threading.Lock()  # guards the two, and each one's end
-        self._waiting: deque[Pending] = deque()
+        self._waiting: FairQueue[Pending] = FairQueue()
         self._running: set[Pending] = set()
         self._closed = threading.Event()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="vision")
@@ -65,7 +73,8 @@ class Looking:
                 raise Busy(
                     f"{self.limit} requests with tiles are waiting, which is the limit; try again later"
                 )
-            self._waiting.append(Pending(request, tiles, reply, arrived_s))
+            pending = Pending(request, tiles, reply, arrived_s)
+            self._waiting.push(pending, pending.claim)
         self._pool.submit(self._work)
 
     def close(self) -> None:
@@ -74,11 +83,11 @@ class Looking:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _work(self) -> None:
-        """Take on the first that waits; the one that this was submitted for may have ended."""
+        """Take on the next that waits; the one that this was submitted for may have ended."""
         with self._lock:
             if not self._waiting:
                 return
-            pending = self._waiting.popleft()
+            pending = self._waiting.pop()
             self._running.add(pending)
         try:
             with failing(pending.reply):
@@ -107,7 +116,7 @@ class Looking:
     def _keep_sweeping(self) -> None:
         while not self._closed.wait(SWEEP_INTERVAL_S):
             with self._lock:
-                self._waiting = deque(pending for pending in self._waiting if not self._dismiss(pending))
+                self._waiting.keep(lambda pending: not self._dismiss(pending))
                 for pending in self._running:
                     self._dismiss(pending)
 
