@@ -56,6 +56,22 @@ def test_every_stage_gets_an_engine_that_the_manifest_describes(built):
     assert not list((directory / "engines").glob(".build*"))
 
 
+def test_a_build_that_is_repeated_keeps_what_is_whole_and_makes_the_rest_anew(built, tmp_path):
+    directory = shutil.copytree(built[0], tmp_path / "artifacts")
+    manifest = load_manifest(directory)
+    whole = {record.stage: engine_file(manifest, record, directory) for record in manifest.engines}
+    before = {stage: file.stat().st_mtime_ns for stage, file in whole.items()}
+    whole["projector"].write_bytes(b"cut off")
+    said = []
+    options = EngineOptions(targets=TARGETS, decoder=True, slots=2, context_tokens=512, prefill_chunk=128)
+    built_again = build_engines(directory, options, report=lambda stage, what, _: said.append((stage, what)))
+    assert [stage for stage, what in said if what == "up to date"] == ["vision_encoder", "decoder"]
+    assert [record.stage for record in built_again] == ["vision_encoder", "projector", "decoder"]
+    changed = [stage for stage, file in whole.items() if file.stat().st_mtime_ns != before[stage]]
+    assert changed == ["projector"]
+    assert engine_file(load_manifest(directory), built_again[1], directory).stat().st_size > 1e5
+
+
 def test_profiles_are_those_that_were_asked_for(built):
     directory, (vision, projector, decoder) = built
     manifest = load_manifest(directory)

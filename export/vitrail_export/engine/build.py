@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from vitrail.errors import ArtifactError
 from vitrail.manifest import (
     Artifact,
     DType,
@@ -17,6 +18,7 @@ from vitrail.manifest import (
     Parity,
     Stage,
     check_hashes,
+    engine_file,
     load_manifest,
     sha256,
 )
@@ -25,7 +27,7 @@ from vitrail_export.engine.cases import Case, picture_files, vision_cases
 from vitrail_export.engine.compile import compile_graph
 from vitrail_export.engine.gate import Gate
 from vitrail_export.engine.graphs import position_embedding, write_graphs
-from vitrail_export.engine.options import EngineOptions
+from vitrail_export.engine.options import QUANTIZED, EngineOptions
 from vitrail_export.engine.shapes import decoder_profiles, projector_profile, vision_profile
 from vitrail_export.engine.sources import Source, Sources, open_checkpoint
 from vitrail_export.engine.timing import cache_path
@@ -45,6 +47,7 @@ def build_engines(
 ) -> tuple[EngineRecord, ...]:
     """Build the engines of the export in `directory`, one after the other; each is recorded when it is done.
 
+    An engine that is there as the options want it is kept; fp8 and int8 are built anew, for other pictures.
     Raises OptionError, ArtifactError, CheckpointError, and ExportError where a graph fails its checks or a build fails.
     """
     builder = open_builder(options.builder)
@@ -56,11 +59,12 @@ def build_engines(
     check_hashes(manifest, directory)
     checkpoint = open_checkpoint(options, manifest)
     with scratch_folder(directory / FOLDER) as scratch:
-        sources = Sources(directory, manifest, options, scratch, checkpoint)
-        found = [sources.find(stage) for stage in options.stages]
         gate = Gate(directory, manifest)
         build = Build(directory, manifest, options, builder, targets, capacity, scratch, gate, report)
-        return tuple(build.stage(source) for source in found)
+        kept = {stage: build.held(stage) for stage in options.stages}
+        sources = Sources(directory, manifest, options, scratch, checkpoint)
+        found = {stage: sources.find(stage) for stage in options.stages if kept[stage] is None}
+        return tuple(kept[stage] or build.stage(found[stage]) for stage in options.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,38 @@ class Build:
     scratch: Path
     gate: Gate
     report: Report
+
+    def held(self, stage: Stage) -> EngineRecord | None:
+        """The engine that an earlier build made for the same builder, targets, precision and profiles, if it is whole."""
+        precision = self.options.precision_of(stage)
+        wanted = (
+            stage,
+            self.builder.name,
+            self.builder.version,
+            self.targets,
+            precision,
+            self.profiles(stage),
+        )
+        for each in self.manifest.engines:
+            found = (
+                each.stage,
+                each.builder,
+                each.builder_version,
+                each.targets,
+                each.precision,
+                each.profiles,
+            )
+            if found == wanted and precision not in QUANTIZED and self._whole(each):
+                self.report(stage, "up to date", 1.0)
+                return each
+        return None
+
+    def _whole(self, record: EngineRecord) -> bool:
+        try:
+            engine_file(self.manifest, record, self.directory)
+        except ArtifactError:
+            return False
+        return True
 
     def stage(self, source: Source) -> EngineRecord:
         """Build and record one engine."""

@@ -21,6 +21,7 @@ from vitrail_export.graph import Array
 from vitrail_export.verify import sample_tiles
 
 OUTLIER = 2048.0
+SMOOTH = "a smooth picture"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
@@ -43,7 +44,7 @@ class Case:
 
 def vision_cases(manifest: Manifest, pictures: tuple[Path, ...], positions: Array) -> list[Case]:
     """positions: the position embedding [1, 1 + patches, d], through which outliers enter the residual stream."""
-    named = {"a smooth picture": sample_tiles(manifest), **_extremes(manifest.vision.tile_size)}
+    named = {SMOOTH: sample_tiles(manifest), **_extremes(manifest.vision.tile_size)}
     found = [Case(name, {"tiles": tile}) for name, tile in named.items()]
     found += [Case(path.name, {"tiles": tile}, real=True) for path, tile in _read(manifest, pictures)]
     width = positions.shape[-1]

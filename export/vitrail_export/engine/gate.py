@@ -16,10 +16,10 @@ from vitrail.manifest import EnginePrecision, Manifest, Parity, Stage
 from vitrail.providers import Cpu
 from vitrail.session.inference import open_session
 from vitrail.session.table import open_table
-from vitrail_export.engine.cases import Case, outliers
+from vitrail_export.engine.cases import SMOOTH, Case, outliers
 from vitrail_export.engine.options import QUANTIZED
 from vitrail_export.graph import Array
-from vitrail_export.verify import TEXT_TOKENS, VISUAL_TOKENS, finite, parity, sample_ids
+from vitrail_export.verify import TEXT_TOKENS, VISUAL_TOKENS, Stages, finite, parity, sample_ids
 
 FLOORS: dict[EnginePrecision, float] = {"fp16": 0.999, "bf16": 0.999, "fp8": 0.99, "int8": 0.99}
 """Lowest cosine to float32: of fp16 and bf16 in every case, of fp8 and int8 on the pictures they are calibrated on."""
@@ -39,39 +39,46 @@ DTYPES = {
 
 @dataclass(slots=True)
 class Gate:
-    """Tries one stage after the other; `results` are the float32 ones of the stage before, by the case's name."""
+    """Tries one stage after the other; `results` are the float32 ones of each, by the case's name."""
 
     directory: Path
     manifest: Manifest
-    results: dict[str, Array] = field(default_factory=dict)
+    results: dict[Stage, dict[str, Array]] = field(default_factory=dict)
 
     def check(
         self, stage: Stage, cases: list[Case], *, exact: Path, lowered: Path, precision: EnginePrecision
     ) -> Parity:
         """exact: the float32 graph, lowered: the engine's. Raises ExportError for one that is not finite or not close."""
         expected = run(stage, exact, cases)
-        self.results = {
+        self.results[stage] = {
             case.name: result for case, result in zip(cases, expected, strict=True) if not case.ignored
         }
         return compare(stage, precision, cases, run(stage, lowered, cases), expected)
 
     def projector_cases(self) -> list[Case]:
-        found = [Case(name, {"features": features}) for name, features in self.results.items()]
+        found = [Case(name, {"features": features}) for name, features in self._features().items()]
         extreme, _ = outliers(found[0].feeds["features"])
         return [*found, Case("extreme activations", {"features": extreme})]
 
     def decoder_cases(self) -> list[Case]:
-        """Prompts [P, d]: the first visual tokens of the first and the last picture, then ids of the whole vocabulary."""
-        text = self.token_rows(sample_ids(self.manifest))
-        names = [name for name in self.results if name != "extreme activations"]
-        prompts = {
-            name: np.concatenate([self.results[name][0, :VISUAL_TOKENS], text])
-            for name in (names[0], names[-1])
-        }
-        extreme, _ = outliers(prompts[names[0]])
-        return [
-            Case(name, {"prompt": each}) for name, each in {**prompts, "extreme activations": extreme}.items()
-        ]
+        """Prompts [P, d]: the first visual tokens of the last picture, then ids of the whole vocabulary."""
+        name, embeds = [each for each in self._embeds().items() if each[0] != "extreme activations"][-1]
+        prompt = np.concatenate([embeds[0, :VISUAL_TOKENS], self.token_rows(sample_ids(self.manifest))])
+        extreme, _ = outliers(prompt)
+        return [Case(name, {"prompt": prompt}), Case("extreme activations", {"prompt": extreme})]
+
+    def _features(self) -> dict[str, Array]:
+        """Of the exported graph, where the vision encoder was not tried."""
+        held = self.results.get("vision_encoder")
+        return held or {SMOOTH: Stages(self.directory, self.manifest).features().astype(np.float32)}
+
+    def _embeds(self) -> dict[str, Array]:
+        held = self.results.get("projector")
+        if held is None:
+            stages = Stages(self.directory, self.manifest)
+            typed = next(iter(self._features().values())).astype(self.manifest.vision.dtype)
+            held = {SMOOTH: stages.embeds(typed).astype(np.float32)}
+        return held
 
     def token_rows(self, ids: list[int]) -> Array:
         path = self.directory / self.manifest.artifacts["token_embeddings"].path
