@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -23,7 +22,6 @@ from vitrail.manifest import (
     Dialect,
     DType,
     Manifest,
-    PromptContract,
     Quantizer,
     Sensitive,
     TablePrecision,
@@ -33,7 +31,6 @@ from vitrail.manifest import (
     sha256,
 )
 from vitrail.session.table import SCALES
-from vitrail.tokenizer import load_tokenizer
 from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.config import ModelConfig
 from vitrail_export.decoder import build_decoder
@@ -44,6 +41,7 @@ from vitrail_export.embeddings import (
     save_quantized_embeddings,
     table_bytes,
 )
+from vitrail_export.fit import calibration_prompts, fitted_form, prompt_contract
 from vitrail_export.graph import Bits, Form, Progress, Weight, save_graph
 from vitrail_export.projector import build_projector
 from vitrail_export.tokenizer import export_tokenizer
@@ -177,8 +175,9 @@ def export_checkpoint(
     check_disk(out, expected)
     tokenizer = export_tokenizer(checkpoint.path, out, template=config.template, eos_ids=config.eos_ids)
     if options.calibrated:
-        form = calibrated_form(checkpoint, options, tokenizer, out)
-        graphs["decoder"] = build_decoder(config.text, form)
+        graphs["decoder"] = build_decoder(
+            config.text, fitted_decoder_form(checkpoint, options, tokenizer, out)
+        )
     meter = Meter(expected, progress)
     for name, builder in graphs.items():
         save_graph(builder, checkpoint, out / f"{name}.onnx", meter.stage(name))
@@ -193,23 +192,13 @@ def export_checkpoint(
     return manifest
 
 
-def calibrated_form(
+def fitted_decoder_form(
     checkpoint: Checkpoint, options: ExportOptions, tokenizer: TokenizerContract, out: Path
 ) -> Form:
-    """`options.decoder_form` with what is fitted to the calibration pictures; the tokenizer's files are in `out`."""
-    if find_spec("torch") is None:
-        raise OptionError(
-            "calibration runs the model in PyTorch; install it with: pip install 'vitrail[verify]'"
-        )
-    from vitrail_export.calibrate import calibrate  # noqa: PLC0415  torch is needed here only
-    from vitrail_export.pictures import Asking, picture_prompts  # noqa: PLC0415
-
-    contract = prompt_contract(checkpoint.config)
-    asking = Asking(load_tokenizer(out, tokenizer), contract, tokenizer.image_context_id)
-    prompts = picture_prompts(checkpoint, options.calibration or out, asking)
-    form = options.decoder_form
-    found = calibrate(checkpoint, prompts, form=form, gptq=options.quantizer == "gptq")
-    return replace(form, quantizer=found, cache=found if options.cache == "int8" else None)
+    """`options.decoder_form` fitted to the calibration pictures; the tokenizer's files are in `out`."""
+    prompts = calibration_prompts(checkpoint, options.calibration or out, tokenizer, out)
+    gptq, int8_cache = options.quantizer == "gptq", options.cache == "int8"
+    return fitted_form(checkpoint, options.decoder_form, prompts, gptq=gptq, int8_cache=int8_cache)
 
 
 class Meter:
@@ -301,15 +290,6 @@ def decoder_contract(config: ModelConfig, options: ExportOptions) -> DecoderCont
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         context_tokens=text.context_tokens,
-    )
-
-
-def prompt_contract(config: ModelConfig) -> PromptContract:
-    return PromptContract(
-        template=config.template,
-        system=config.system,
-        max_tiles=config.max_tiles,
-        thumbnail=config.thumbnail,
     )
 
 

@@ -161,9 +161,11 @@ class Reference:
         vocab, width = self.checkpoint.shape(HEAD)
         logits = np.empty((x.shape[0], vocab), np.float32)
         for start, stop in blocks_of_rows(vocab, 4 * width, block_bytes=HEAD_BLOCK_BYTES):
-            rows = torch.from_numpy(self.checkpoint.load_rows(HEAD, start, stop))
-            logits[:, start:stop] = functional.linear(x, rows).numpy()
+            logits[:, start:stop] = functional.linear(x, self._head_rows(start, stop)).numpy()
         return logits
+
+    def _head_rows(self, start: int, stop: int) -> Tensor:
+        return torch.from_numpy(self.checkpoint.load_rows(HEAD, start, stop))
 
 
 def pixel_shuffle(x: Tensor, factor: int, version: str) -> Tensor:

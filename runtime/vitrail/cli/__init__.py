@@ -1,4 +1,4 @@
-"""The command line: `vitrail export | verify | synthesize | plan | engine | repository | serve | ask | eval | bench | info`.
+"""The command line: `vitrail export | verify | sensitivity | synthesize | plan | engine | repository | serve | ask | eval | bench | info`.
 
 Answers and data go to stdout, everything else to stderr. Exit codes: 0 done, 1 unexpected, 2 wrong input,
 3 artifacts or checkpoint, 4 export or parity, 5 server, 130 interrupted, 143 terminated.
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command(epilog="Example: vitrail export ./InternVL2-2B --out artifacts --precision int4")(make.export)
 app.command(epilog="Example: vitrail verify artifacts --against ./InternVL2-2B")(make.verify)
 app.command(epilog="Example: vitrail synthesize internvl2-2b --out random-2b --layout hf")(make.synthesize)
+app.command(epilog="Example: vitrail sensitivity ./InternVL2-2B --calibration pictures")(make.sensitivity)
 app.command(epilog="Example: vitrail plan internvl2-2b --memory 8GiB --context 4096 --target jetson")(
     plan.plan
 )

@@ -157,6 +157,24 @@ def verify(
     typer.echo("\n".join(_parity_lines(found)))
 
 
+@command(extra="verify")
+def sensitivity(
+    checkpoint: Annotated[str, typer.Argument(help="Directory of a checkpoint, or a Hugging Face id.")],
+    calibration: Annotated[Path, typer.Option(help="Directory of pictures that it is asked about.")],
+) -> None:
+    """Tell what int4 costs in each part of the language model: which parts to name with --sensitive."""
+    from vitrail_export.fit import sensitive_parts  # noqa: PLC0415
+
+    with stderr.status("asking the float32 model") as status:
+        found = sensitive_parts(
+            checkpoint, calibration, report=lambda part: status.update(f"rounding {part}")
+        )
+    typer.echo(f"{'part':<12}{'weights':>10}{'divergence, nats':>18}{'tokens changed':>16}")
+    for cost in found:
+        size = f"{cost.weights / 1e6:.1f} M"
+        typer.echo(f"{cost.part:<12}{size:>10}{cost.divergence:>18.5f}{cost.changed:>16.1%}")
+
+
 @command(extra="export")
 def synthesize(
     *,
