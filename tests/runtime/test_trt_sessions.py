@@ -394,7 +394,8 @@ def test_a_run_that_fails_is_told_in_tensorrts_words_and_the_next_one_works(deco
     with monkeypatch.context() as failing:
         failing.setattr(FakeContext, "fails", True)
         if runs < 3:
-            with pytest.raises(ServerError, match="the engine of decoder failed: the fake's reason"):
+            cure = "; without CUDA graphs: --provider tensorrt,graphs=off" if runs == 2 else ""
+            with pytest.raises(ServerError, match=f"the engine of decoder failed: the fake's reason{cure}$"):
                 session.forward(step(session, 0, [runs], wanted=[0]))
     assert np.isfinite(session.forward(step(session, 0, [runs], wanted=[0]))).all()
 

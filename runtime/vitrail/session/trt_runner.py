@@ -115,10 +115,11 @@ class Runner:
         self._stream.begin_capture()
         try:
             self._execute(context)
-        except ServerError:
+            return self._stream.end_capture()
+        except ServerError as error:
             self._abandon()
-            raise
-        return self._stream.end_capture()
+            provider = self._engine.library.builder
+            raise ServerError(f"{error}; without CUDA graphs: --provider {provider},graphs=off") from error
 
     def _abandon(self) -> None:
         """End a capture that failed, so that the stream can be used again."""
