@@ -268,6 +268,15 @@ def test_only_the_decoder_has_a_process_where_triton_runs_the_vision_models(arti
     assert Server(artifacts, settings=ServingSettings(target="tensorrt")).watched == (wire.DECODER,)
 
 
+def test_a_triton_without_the_backend_is_refused_before_it_starts(artifacts):
+    server = Server(artifacts, settings=ServingSettings(target="cuda", provider=Cpu()))
+    with pytest.raises(
+        ServerError, match=r"'projector' needs Triton's backend 'onnxruntime', .* has python; serve in"
+    ):
+        server.start()
+    assert server.pid is None
+
+
 @pytest.mark.server
 def test_triton_s_own_backends_answer_as_our_adapters_do(exported, tmp_path):
     """With stand-ins for the backends, which Triton's ensemble and our decoder know by their configurations only."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -15,6 +16,7 @@ from pathlib import Path
 from vitrail.errors import ServerError
 
 STUB = "triton_python_backend_stub"
+_BACKEND = re.compile(r'^backend: "(\w+)"', re.MULTILINE)
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -82,6 +84,21 @@ def compose_backends(installation: Installation, out: Path) -> tuple[str, ...]:
     copied = Path(shutil.copy(stub, out / "backends" / "python"))
     copied.chmod(0o755)
     return (f"--backend-directory={out / 'backends'}", f"--cache-directory={out / 'caches'}")
+
+
+def require_backends(installation: Installation, repository: Path) -> None:
+    """Raise ServerError where a model of `repository` needs a backend that this Triton does not have."""
+    backends = (installation.wheel or installation.binary.resolve().parent.parent) / "backends"
+    if not backends.is_dir():  # they lie elsewhere: Triton will tell
+        return
+    for config in sorted(repository.glob("*/config.pbtxt")):
+        found = _BACKEND.search(config.read_text(encoding="utf-8"))
+        if found and not (backends / found[1]).is_dir():
+            have = ", ".join(sorted(folder.name for folder in backends.iterdir()))
+            raise ServerError(
+                f"model '{config.parent.name}' needs Triton's backend '{found[1]}', '{installation.binary}' has {have}; "
+                "serve in NVIDIA's Triton container, or with --target cpu --provider cuda"
+            )
 
 
 def environment(installation: Installation, *, artifacts: Path) -> dict[str, str]:

@@ -16,7 +16,12 @@ from vitrail.manifest import load_manifest
 from vitrail.plan.check import check_load
 from vitrail.triton import log, pulse, tracing
 from vitrail.triton.control import Control
-from vitrail.triton.installation import compose_backends, environment, find_installation
+from vitrail.triton.installation import (
+    compose_backends,
+    environment,
+    find_installation,
+    require_backends,
+)
 from vitrail.triton.options import ServerOptions, check_tls, command, settle_ports
 from vitrail.triton.processes import (
     Stub,
@@ -150,6 +155,8 @@ class Server:
         try:
             self._warn_of_shortage()
             self._compose(self.artifacts, workspace.repository, settings=self.settings)
+            if not any(each.startswith("--backend-directory") for each in self.options.extra_args):
+                require_backends(installation, workspace.repository)
             backends = compose_backends(installation, workspace.path)
         except BaseException:
             self.stop()
