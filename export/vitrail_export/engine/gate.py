@@ -27,7 +27,7 @@ INSTEAD: dict[EnginePrecision, str] = {
     "fp16": "--precision bf16",
     "bf16": "--precision fp16",
     "fp8": "--precision fp16",
-    "int8": "--precision fp8 or fp16",
+    "int8": "--precision fp16",
 }
 DTYPES = {
     "tensor(float)": np.float32,

@@ -76,11 +76,13 @@ class Sources:
         """Float graphs in float32: nothing is lost before it is lowered. The decoder keeps its weights' precision."""
         assert self.checkpoint is not None
         config = self.checkpoint.config
+        held = self.manifest.decoder
         form = ExportOptions(
-            precision=self.manifest.decoder.precision, activations="float32", dialect="standard"
+            precision="float32" if held.precision == "float16" else held.precision,
+            activations="float32",
+            dialect="standard",
+            sensitive=held.sensitive,
         )
-        if self.manifest.decoder.precision == "float16":
-            form = ExportOptions(precision="float32", dialect="standard")
         return {
             "vision_encoder": lambda: build_vision_encoder(config, form.vision_form),
             "projector": lambda: build_projector(config, form.vision_form),
