@@ -20,6 +20,9 @@ OPSET, IR_VERSION = 17, 10
 BLOCK = 256
 CANDIDATES = 512  # so many of the likeliest tokens are ranked
 NO_ID = float(1 << 24)  # float32 counts so far
+ID_STEP = (
+    2.0**-44
+)  # by which a float64 tells ids apart, and no two logits of float32 that are larger than 1/4
 FLOAT, DOUBLE, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.BOOL
 OPTIONS = {"temperature": FLOAT, "top_k": INT64, "top_p": DOUBLE, "min_p": FLOAT, "uniform": DOUBLE}
 
@@ -65,14 +68,23 @@ def sampler_graph() -> ir.Model:
 
 
 class _Ranked:
-    """The likeliest tokens of every row, most likely first: their ids and weights [m, n]."""
+    """The likeliest tokens of every row, most likely first, equal ones by id: their ids and weights [m, n].
+
+    Which of equal values TopK takes, and in what order, is not certain: ordering is done again with the id in the key, and
+    the last value found may have equals that were not.
+    """
 
     def __init__(self, op: Any, logits: Any, peak: Any, scale: Any) -> None:
         self.op = op
         vocab = op.Shape(logits, start=1, end=2)
         self.count = op.Min(vocab, op.Constant(value_ints=[CANDIDATES]))
-        values, self.ids = op.TopK(logits, self.count, axis=1, _outputs=2)
+        found, ids = op.TopK(logits, self.count, axis=1, _outputs=2)
+        depth = op.Sub(op.Cast(found, to=DOUBLE), op.Cast(peak, to=DOUBLE))
+        key = op.Sub(depth, op.Mul(op.Cast(ids, to=DOUBLE), ID_STEP))
+        _, order = op.TopK(key, self.count, axis=1, _outputs=2)
+        self.ids, values = (op.GatherElements(each, order, axis=1) for each in (ids, found))
         self.weights = op.Exp(op.Div(op.Sub(values, peak), scale))
+        self.certain = op.Greater(values, _last(op, values))
 
     def filter(self, top_k: Any, top_p: Any, min_p: Any, mass: Any) -> tuple[Any, Any]:
         """The weights [m, n], 0 for what the filters drop, each of what the one before left; and bool [m, 1], whether
@@ -90,7 +102,8 @@ class _Ranked:
         kept = op.Where(op.And(op.And(counted, nucleus), likely), self.weights, 0.0)
         within = op.And(op.Not(unlimited), op.LessOrEqual(top_k, CANDIDATES))
         reached = op.And(unlimited, op.And(op.Not(whole), op.GreaterOrEqual(here, wanted)))
-        return kept, op.Or(within, reached)
+        uncertain = op.ReduceSum(op.Where(self.certain, 0.0, kept), [1], keepdims=1)
+        return kept, op.And(op.Or(within, reached), op.Equal(uncertain, 0.0))
 
     def draw(self, weights: Any, uniform: Any) -> Any:
         """Ids [m, 1]."""
