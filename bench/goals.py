@@ -62,11 +62,11 @@ def main() -> None:
         card = {
             "bench": "goals",
             **device_fields(),
-            "target": engine.fields,
+            "target": engine.fields | ({"name": options.name} if options.name else {}),
             "rounds": options.rounds,
             "goals": [reached._asdict() for reached in found],
         }
-    out = options.out or RESULTS / f"goals-{card['target']['name']}.json"
+    out = RESULTS / f"goals-{card['target']['name'].replace(' ', '-')}.json"
     out.write_text(json.dumps(card) + "\n", encoding="utf-8")
     for reached in found:
         print(
@@ -82,7 +82,9 @@ def read_arguments() -> argparse.Namespace:
     which.add_argument("--model", type=Path, help="artifacts of published shapes")
     parser.add_argument("--only", nargs="+", choices=GOALS, default=GOALS)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--name", help="what the result and its file are called; the artifacts' own name otherwise"
+    )
     return parser.parse_args()
 
 

@@ -45,6 +45,27 @@ COLUMNS = {
         ("McNemar's p", "{difference[p]:.2g}"),
         ("loss", "{loss:.4f}"),
     ],
+    "goals": [
+        ("model", "{target[name]}"),
+        ("what", "{goal}"),
+        ("goal", "{wanted}"),
+        ("reached", "{reached}"),
+        ("", "{verdict}"),
+    ],
+    "mixed": [
+        ("bound", "{target[settings][tpot_slowdown]}"),
+        ("", "{title}"),
+        ("answered", "{request_count}"),
+        (
+            "TTFT p50, p99",
+            "{metrics[time_to_first_token][p50]:.0f}, {metrics[time_to_first_token][p99]:.0f} ms",
+        ),
+        (
+            "TPOT p50, p99",
+            "{metrics[time_per_output_token][p50]:.1f}, {metrics[time_per_output_token][p99]:.1f} ms",
+        ),
+        ("longest gap in 100", "{metrics[inter_chunk_latency][p99]:.0f} ms"),
+    ],
     "serve": [
         ("model", "{target[name]}"),
         ("asked", "{asked}"),
@@ -96,8 +117,16 @@ def table(bench: str) -> str:
 
 
 def records(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the rows are made of: each card, or each stage of a card of `vitrail bench`."""
-    return [{**card, **stage, "asked": asked(card)} for card in cards for stage in card.get("stages", [{}])]
+    """What the rows are made of: each card, or each stage or goal of a card that has some."""
+    return [
+        {**card, **part, "asked": asked(card), "verdict": verdict(part)}
+        for card in cards
+        for part in card.get("stages") or card.get("goals") or [{}]
+    ]
+
+
+def verdict(goal: dict[str, Any]) -> str:
+    return "met" if goal.get("met") else "missed"
 
 
 def asked(card: dict[str, Any]) -> str:
