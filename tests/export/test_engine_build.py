@@ -12,9 +12,10 @@ from vitrail.cli import app
 from vitrail.errors import ArtifactError, ExportError
 from vitrail.manifest import EngineProfile, Shapes, engine_file, load_manifest, sha256
 from vitrail_export.engine.build import build_engines
-from vitrail_export.engine.builders import open_builder
+from vitrail_export.engine.builders import Builder, open_builder
 from vitrail_export.engine.compile import compile_graph
 from vitrail_export.engine.options import EngineOptions
+from vitrail_export.engine.timing import read_cache
 from vitrail_export.engine.workspace import scratch_folder
 from vitrail_export.exporter import ExportOptions, export_checkpoint
 
@@ -183,12 +184,12 @@ def tensor(name, dtype, shape):
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def compile_node(tmp_path, node, inputs, *, dtype=TensorProto.FLOAT, profile=None):
+def compile_node(tmp_path, node, inputs, *, dtype=TensorProto.FLOAT, profile=None, builder=None):
     graph = helper.make_graph([node], "g", inputs, [tensor("y", dtype, None)])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
     onnx.save(model, tmp_path / "odd.onnx")
     compile_graph(
-        open_builder("tensorrt-rtx"),
+        builder or open_builder("tensorrt-rtx"),
         tmp_path / "odd.onnx",
         tmp_path / "odd.engine",
         targets=("sm_86",),
@@ -218,3 +219,22 @@ def test_a_build_that_fails_tells_the_builder_s_own_words(tmp_path):
     node = helper.make_node("Relu", ["x"], ["y"])
     with pytest.raises(ExportError, match=r"refuses the profile 'bad'|built no engine of odd: .*\w"):
         compile_node(tmp_path, node, [tensor("x", TensorProto.FLOAT, [4, 4])], profile=profile)
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")
+def test_full_tensorrt_s_path_keeps_a_timing_cache_and_refuses_a_damaged_one(tmp_path):
+    """TensorRT-RTX has the same interface, and builds for any GPU where it is given no target."""
+    arguments = (
+        tmp_path,
+        helper.make_node("Relu", ["x"], ["y"]),
+        [tensor("x", TensorProto.FLOAT, [4, 4])],
+    )
+    full = Builder("tensorrt", open_builder("tensorrt-rtx").trt)
+    for _ in range(2):
+        compile_node(*arguments, builder=full)
+    assert (tmp_path / "odd.engine").stat().st_size > 1000
+    cache = tmp_path / "timing.cache"
+    assert read_cache(cache)
+    cache.write_bytes(cache.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=r"timing\.cache' is damaged; remove it"):
+        compile_node(*arguments, builder=full)
