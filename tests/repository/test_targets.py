@@ -1,13 +1,13 @@
 """Repositories for GPUs: what Triton's schema reads, and what fits together, without a GPU."""
 
 import json
-import shutil
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.repository.engines import MAX_TILES, with_engines
 from tests.runtime.engine_fakes import HostDriver
 from tritonclient.grpc import model_config_pb2 as pb
 from typer.testing import CliRunner
@@ -17,7 +17,7 @@ from vitrail.cli import app
 from vitrail.client import wire
 from vitrail.engine import Engine
 from vitrail.errors import ArtifactError, InvalidInput, OptionError, ServerError
-from vitrail.manifest import Artifact, EngineProfile, EngineRecord, Parity, Shapes, load_manifest, sha256
+from vitrail.manifest import load_manifest
 from vitrail.providers import Cpu, Cuda, TensorRt
 from vitrail.settings import Settings
 from vitrail.triton.device_tensor import place_of, to_host
@@ -27,7 +27,6 @@ from vitrail.triton.server import Server
 from vitrail.triton.targets import config_text, default_provider, parse_config
 from vitrail.triton.vision_models import PARAMETER, vision_models_from_json
 
-MAX_TILES = 20
 ASKED = {"max_tiles": 4, "thumbnail": False, "max_tokens": 6}
 GPU_TARGETS = ("cuda", "tensorrt", "jetson")
 # Stands for a GPU backend: runs model.onnx, whatever lies beside it, with the tensors of config.pbtxt and no others.
@@ -51,39 +50,6 @@ class TritonPythonModel:
         (array,) = self.session.run([self.output["name"]], {self.input["name"]: array})
         return pb_utils.Tensor(self.output["name"], array.astype(self.dtype))
 """
-
-
-def with_engines(artifacts, out, *, targets=("sm_90",), builder="tensorrt"):
-    """A copy of an export that has engines of both vision stages, as far as the manifest tells."""
-    shutil.copytree(artifacts, out)
-    manifest = load_manifest(out)
-    files, records = dict(manifest.artifacts), []
-    for stage in ("vision_encoder", "projector"):
-        for target in targets:
-            file = out / f"{stage}.{target}.engine"
-            file.write_bytes(f"{stage} {target}".encode())
-            files[file.name] = Artifact(path=file.name, sha256=sha256(file), size_bytes=file.stat().st_size)
-            records.append(record(stage, target, builder, file.name))
-    manifest.model_copy(update={"artifacts": files, "engines": tuple(records)}).write(out)
-    return out
-
-
-def record(stage, target, builder, artifact):
-    dims = (3, 28, 28) if stage == "vision_encoder" else (4, 64)
-    shapes = Shapes(min=(1, *dims), opt=(13, *dims), max=(MAX_TILES, *dims))
-    name = wire.TILES if stage == "vision_encoder" else wire.FEATURES
-    return EngineRecord(
-        stage=stage,
-        builder=builder,
-        builder_version="10.13.3",
-        targets=(target,),
-        precision="fp16",
-        dtype="float16",
-        profiles=(EngineProfile(name="tiles", inputs={name: shapes}),),
-        artifact=artifact,
-        build_s=1.0,
-        parity=Parity(stage=stage, cosine=1.0, max_abs_error=0.0),
-    )
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from tests.conftest import REFERENCE
+from tests.repository.engines import with_engines
 from typer.testing import CliRunner
 
 from vitrail.cli import app
@@ -69,6 +70,13 @@ def test_an_mlp_is_as_wide_as_its_weights_tell(two_billion):
     assert two_billion.intermediate_size == 8192
     told = intermediate_size(two_billion.decoder, two_billion.weights_bytes["decoder"])
     assert told == pytest.approx(8192, rel=0.01)
+
+
+def test_where_tensorrt_runs_a_stage_its_engine_is_what_counts(exported, tmp_path):
+    manifest = load_manifest(with_engines(exported("internvl2-tiny"), tmp_path / "artifacts"))
+    graphs, engines = (model_of(manifest, target).weights_bytes for target in ("cuda", "jetson"))
+    assert engines["vision_encoder"] == len("vision_encoder sm_90") < graphs["vision_encoder"]
+    assert engines["decoder"] == graphs["decoder"]
 
 
 def test_weights_and_cache_are_counted_exactly(two_billion):

@@ -72,7 +72,7 @@ def _models(source: str, target: Target) -> list[Model]:
     """An export as it is, or what can be made of a checkpoint, the most precise first."""
     path = Path(source)
     if (path / FILENAME).is_file():
-        return [model_of(load_manifest(path))]
+        return [model_of(load_manifest(path), target)]
     from vitrail_export.sizes import find_source, sized  # noqa: PLC0415
 
     found = find_source(source)

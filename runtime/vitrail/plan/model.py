@@ -49,15 +49,19 @@ class Model:
         return self.vision.feature_size // _SHUFFLE**2
 
 
-def model_of(manifest: Manifest) -> Model:
-    """From an export, by the sizes of its files."""
+def model_of(manifest: Manifest, target: Target = "cpu") -> Model:
+    """From an export, by the sizes of its files: of TensorRT's engines where the target runs these."""
     sizes = {name: artifact.size_bytes for name, artifact in manifest.artifacts.items()}
     table = [name for name in sizes if name.startswith("token_embedding")]
+    weights = {stage: sizes[stage] + sizes.get(f"{stage}.onnx.data", 0) for stage in STAGES}
+    if target in ("tensorrt", "jetson"):
+        built = (engine for engine in manifest.engines if engine.builder == "tensorrt")
+        weights |= {engine.stage: sizes[engine.artifact] for engine in built}
     return Model(
         name=manifest.name,
         vision=manifest.vision,
         decoder=manifest.decoder,
-        weights_bytes={stage: sizes[stage] + sizes.get(f"{stage}.onnx.data", 0) for stage in STAGES},
+        weights_bytes=weights,
         table_bytes=sum(sizes[name] for name in table),
         vision_heads=max(1, manifest.vision.feature_size // _SHUFFLE**2 // _VISION_HEAD_DIM),
         intermediate_size=intermediate_size(manifest.decoder, sizes["decoder.onnx.data"]),
