@@ -24,7 +24,7 @@ from bench.gpu.thread import OneThread
 from bench.gpu.timing import interleaved
 from bench.gpu.weights import RandomWeights
 
-from vitrail.core import Int32, Uint8
+from vitrail.core import Float, Int32, Uint8
 from vitrail.engine import Engine
 from vitrail.manifest import Manifest
 from vitrail.session.open import open_decoder, open_vision
@@ -57,6 +57,24 @@ class Bed:
     load: Work
     peer: TorchPeer | None = None
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def parity(self, tokens: int) -> None:
+        """Whether it is the same model: cosines to the peer's embeds of a tile and logits behind random tokens.
+
+        Raises ArithmeticError where something is not finite: times of that would say nothing.
+        """
+        pixels, ids = self._tiles(1), self._ids(tokens)
+        found = {"vision": self.vitrail.see(pixels), "logits": self.vitrail.logits(ids)}
+        for name, array in found.items():
+            if not np.isfinite(array.astype(np.float32)).all():
+                raise ArithmeticError(f"{name} of vitrail are not finite")
+        peers = (
+            {} if self.peer is None else {"vision": self.peer.see(pixels), "logits": self.peer.logits(ids)}
+        )
+        cosines = {
+            f"{name}_cosine": _cosine(found[name], each.float().cpu().numpy()) for name, each in peers.items()
+        }
+        self.bench.figures.add(self.subject, "parity", {"tokens": tokens}, VITRAIL, **cosines)
 
     def vision(self, tiles: int) -> None:
         pixels = self._tiles(tiles)
@@ -166,6 +184,11 @@ class Bed:
 
     def _ids(self, count: int) -> Int32:
         return self.random.integers(0, self.manifest.decoder.vocab_size, count).astype(np.int32)
+
+
+def _cosine(found: Float, expected: Float) -> float:
+    one, other = (np.asarray(each, np.float64).ravel() for each in (found, expected))
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from bench.gpu.peer import TorchPeer
 from bench.gpu.thread import OneThread
 
-from vitrail.core import Int32, Uint8
+from vitrail.core import Float, Int32, Uint8
 from vitrail.sample import Draw
 from vitrail.session import DecoderSession, Step, VisionSession
 
@@ -44,13 +44,19 @@ class Vitrail:
         self._tokens: Int32 = np.zeros(0, np.int32)
         self._cached = 0
 
-    def see(self, tiles: Uint8) -> object:
+    def see(self, tiles: Uint8) -> Float:
         return self._vision.see(tiles)
 
     def prefill(self, ids: Int32) -> int:
         session = self._decoder.session
         step = _step(session.embed(ids)[None], [0], [len(ids) - 1])
         return self._decoder.run(lambda: _greedy(session, step)[0])
+
+    def logits(self, ids: Int32) -> Float:
+        """Of the token behind ids [P]: float32 [vocab]."""
+        session = self._decoder.session
+        step = _step(session.embed(ids)[None], [0], [len(ids) - 1])
+        return self._decoder.run(lambda: session.forward(step))[0]
 
     def begin(self, ids: Int32, *, rows: int, steps: int) -> None:
         decoder = self._decoder

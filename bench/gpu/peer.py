@@ -70,6 +70,12 @@ class TorchPeer:
         """Embeds [B, P, d] -> the next ids [B, 1]."""
         return self._next(self._language(inputs_embeds=embeds, past_key_values=cache, use_cache=True))
 
+    @torch.inference_mode()
+    def logits(self, ids: Int32) -> Tensor:
+        """Of the token behind ids [P]: float32 [vocab]."""
+        found = self._language(inputs_embeds=self.embed(ids)[None], use_cache=False)
+        return self.model.lm_head(found.last_hidden_state[0, -1]).float()
+
     def step(self, ids: Tensor, cache: StaticCache) -> Tensor:
         """One token of every row [B, 1] -> the next ones. For inference mode."""
         embeds = self._language.embed_tokens(ids)

@@ -22,7 +22,8 @@ LABELS = {"ms_per_tile": "ms a tile", "tokens_per_s": "tokens a second"}
 
 def write_plot(path: Path, card: dict[str, Any]) -> bool:
     """A row of panels for each model and precision; False where there is nothing to draw."""
-    rows = [row for row in card["rows"] if row["stage"] != "answers" and "failure" not in row]
+    stages = [stage for stage, _, _ in PANELS]
+    rows = [row for row in card["rows"] if row["stage"] in stages and "failure" not in row]
     subjects = list(dict.fromkeys((row["model"], row["precision"]) for row in rows))
     if not subjects:
         return False

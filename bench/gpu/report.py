@@ -27,6 +27,11 @@ def card_text(card: dict[str, Any]) -> str:
                 *_answer_lines(card["rows"]),
             ]
         ),
+        *(
+            f"parity with torch, {_title(row)}: {_cosines(row)}"
+            for row in card["rows"]
+            if row["stage"] == "parity"
+        ),
         *(f"memory, {_title(row)}: {_memory(row)}" for row in card["memory"]),
         *(f"left out: {each['stage']}: {each['why']}" for each in card["left_out"]),
         *(f"FAILED: {each['stage']}: {each['why']}" for each in failures(card)),
@@ -95,6 +100,13 @@ def _size(row: Row) -> str:
     return ", ".join(
         f"{row[name]} {name}" for name in ("tiles", "tokens", "rows", "concurrency") if name in row
     )
+
+
+def _cosines(row: Row) -> str:
+    found = [
+        f"{name.removesuffix('_cosine')} cosine {row[name]:.5f}" for name in row if name.endswith("_cosine")
+    ]
+    return ", ".join(found) or "finite, torch is not here"
 
 
 def _memory(row: Row) -> str:

@@ -126,6 +126,7 @@ def _stages(sizes: Sizes, large: float) -> list[Stage[Bed]]:
     busiest = [(tiles, sizes.concurrency[0]) for tiles in sizes.picture_tiles]
     between = [(tiles, many) for tiles in sizes.picture_tiles for many in sizes.concurrency[1:-1]]
     kinds: list[tuple[str, float, Sequence[Any], Callable[[Bed, Any], None], int]] = [
+        ("parity", 2, (64,), Bed.parity, 1),
         ("vision", 3, sizes.tiles, Bed.vision, 1),
         ("decode", 6, sizes.batches, Bed.decode, 1),
         ("answers", 6, alone, Bed.answers, 1),
