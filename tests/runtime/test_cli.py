@@ -24,7 +24,20 @@ TWO_ANSWERS = (
     Delta(index=0, text="one", token_ids=(1,), finish_reason="stop"),
     Delta(index=1, finish_reason="length", report=Report(3, 2)),
 )
-COMMANDS = ["export", "verify", "synthesize", "plan", "engine", "repository", "serve", "ask", "eval", "bench", "info"]
+COMMANDS = [
+    "export",
+    "verify",
+    "sensitivity",
+    "synthesize",
+    "plan",
+    "engine",
+    "repository",
+    "serve",
+    "ask",
+    "eval",
+    "bench",
+    "info",
+]
 
 
 @pytest.fixture
