@@ -75,6 +75,17 @@ def test_counts_are_added_up_observations_are_not_and_totals_grow_by_what_is_new
     assert backend.value("set", LIVE, model_name="m") == 2
 
 
+def test_without_a_thread_a_meter_publishes_when_it_is_told():
+    backend, read = Backend(), {FEATURE_HITS: 5}
+    meter = Meter(Families(backend, (FEATURE_HITS,), model_name="m"), read=lambda: read, interval_s=None)
+    assert not backend.calls
+    meter.publish()
+    assert backend.value("increment", FEATURE_HITS, model_name="m") == 5
+    read[FEATURE_HITS] = 7
+    meter.close()
+    assert backend.value("increment", FEATURE_HITS, model_name="m") == 7
+
+
 def test_of_very_many_observations_a_histogram_gets_an_even_sample():
     backend = Backend()
     meter = Meter(Families(backend, (TTFT,), model_name="m"), read=dict, interval_s=60)

@@ -61,18 +61,22 @@ class Families:
 
 
 class Meter:
-    """An Observer. Every `interval_s` it publishes what was added meanwhile and what `read` tells."""
+    """An Observer. Every `interval_s` it publishes what was added meanwhile and what `read` tells.
 
-    def __init__(self, families: Families, *, read: Read, interval_s: float = INTERVAL_S) -> None:
+    interval_s None: it has no thread, and publishes at `publish` only.
+    """
+
+    def __init__(self, families: Families, *, read: Read, interval_s: float | None = INTERVAL_S) -> None:
         self._families = families
         self._read = read
-        self._interval_s = interval_s
         self._pending: deque[tuple[Series, float, str]] = deque()
         self._published: dict[Series, float] = {}
-        self._lost = False
+        self._lost = self._over = False
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if interval_s is not None:
+            self._thread = threading.Thread(target=self._run, args=(interval_s,), name="metrics", daemon=True)
+            self._thread.start()
 
     def add(self, series: Series, value: float = 1.0, label: str = "") -> None:
         if len(self._pending) < _PENDING_LIMIT:
@@ -84,18 +88,27 @@ class Meter:
     def close(self) -> None:
         """Publish the rest and let go of the families."""
         self._closed.set()
-        self._thread.join(_CLOSE_TIMEOUT_S)
+        if self._thread is None:
+            self.publish()
+            self._families.drop()
+        else:
+            self._thread.join(_CLOSE_TIMEOUT_S)
 
-    def _run(self) -> None:
+    def publish(self) -> None:
+        """Where it cannot, it ends, with a line in the log."""
+        if self._over:
+            return
         try:
-            while not self._closed.wait(self._interval_s):
-                self._publish()
             self._publish()
         except Exception:
             log.exception("metrics cannot be published any more")
-            self._lost = True
-        finally:
-            self._families.drop()
+            self._over = True
+
+    def _run(self, interval_s: float) -> None:
+        while not self._closed.wait(interval_s) and not self._over:
+            self.publish()
+        self.publish()
+        self._families.drop()
 
     def _publish(self) -> None:
         added: defaultdict[tuple[Series, str], list[float]] = defaultdict(list)
@@ -128,15 +141,25 @@ class Unmetered:
     def add(self, series: Series, value: float = 1.0, label: str = "") -> None:
         pass
 
+    def publish(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
 
-def open_meter(backend: Any, series: Iterable[Series], *, model_name: str, read: Read) -> Meter | Unmetered:
+def open_meter(
+    backend: Any,
+    series: Iterable[Series],
+    *,
+    model_name: str,
+    read: Read,
+    interval_s: float | None = INTERVAL_S,
+) -> Meter | Unmetered:
     """A meter; one that does nothing, and a line in the log, where the server keeps no metrics."""
     try:
         families = Families(backend, series, model_name=model_name)
     except Exception as error:  # noqa: BLE001 - the backend's own type, for every cause
         log.warning("no metrics are published: %s", error)
         return Unmetered()
-    return Meter(families, read=read)
+    return Meter(families, read=read, interval_s=interval_s)

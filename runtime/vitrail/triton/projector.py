@@ -33,7 +33,9 @@ class TritonPythonModel:
                 stages=(PROJECTOR,),
             )
             self._work = Work()
-            self._telemetry = Telemetry(pb_utils, PROJECTOR, served.manifest, progress=self._work.progress)
+            self._telemetry = Telemetry(
+                pb_utils, PROJECTOR, served.manifest, metered_s=None, progress=self._work.progress
+            )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         features = [read_input(request, FEATURES) for request in requests]

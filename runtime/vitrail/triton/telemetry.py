@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.manifest import Manifest
 from vitrail.metrics import Observer, Series, Watch
-from vitrail.triton.metering import Read, open_meter
+from vitrail.triton.metering import INTERVAL_S, Read, open_meter
 from vitrail.triton.pulse import keep_pulse
 from vitrail.triton.tracing import open_tracer
 
@@ -17,7 +17,7 @@ class Telemetry:
     """From a model's `initialize` to its `finalize`.
 
     `backend` is triton_python_backend_utils; `read` tells the present values of `series` (see metering), `progress`
-    what the model is at (see pulse).
+    what the model is at (see pulse). metered_s: between two publications; None for a model that calls `publish`.
     """
 
     def __init__(
@@ -28,9 +28,11 @@ class Telemetry:
         *,
         series: Iterable[Series] = (),
         read: Read = dict,
+        metered_s: float | None = INTERVAL_S,
         progress: Callable[[], int | None],
     ) -> None:
-        self._meter = open_meter(backend, series, model_name=manifest.name, read=read)
+        self._meter = open_meter(backend, series, model_name=manifest.name, read=read, interval_s=metered_s)
+        self.publish = self._meter.publish
         self._tracer = open_tracer(os.environ, model_name=manifest.name, version=manifest.vitrail)
         self._end_pulse = keep_pulse(os.environ, model, progress)
 

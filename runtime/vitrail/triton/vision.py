@@ -46,8 +46,10 @@ class TritonPythonModel:
                 served.manifest,
                 series=FEATURE_SERIES,
                 read=partial(feature_readings, self._session),
+                metered_s=None,
                 progress=self._work.progress,
             )
+            self._telemetry.publish()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         started_s = time.time()
@@ -55,6 +57,7 @@ class TritonPythonModel:
         reused = [self._session.known(each) for each in tiles]
         with self._work:
             results = run_batch(tiles, check=self._check, run=self._session.encode)
+        self._telemetry.publish()
         return [
             response(result, partial(_outputs, started_s=started_s, reused=known))
             for result, known in zip(results, reused, strict=True)
