@@ -142,6 +142,16 @@ def test_the_command_prints_a_table_and_one_line_of_json(exported):
     assert not record["plans"][0]["fits"]
 
 
+def test_without_a_gpu_its_memory_is_to_be_given(exported, monkeypatch):
+    def no_gpu(_device_id):
+        raise OptionError("there is no NVIDIA driver here")
+
+    monkeypatch.setattr("vitrail.session.cuda_driver.LibCuda", no_gpu)
+    result = CliRunner().invoke(app, ["plan", str(exported("internvl2-tiny")), "--target", "cuda"])
+    assert result.exit_code == 2
+    assert "--memory is needed: there is no NVIDIA driver" in result.stderr
+
+
 def test_what_is_no_model_is_told_what_may_be_given(tmp_path):
     with pytest.raises(CheckpointError, match="no export, no directory with"):
         find_source(str(tmp_path))

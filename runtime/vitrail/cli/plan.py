@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitrail.cli.terminal import TargetName, command
+from vitrail.errors import OptionError
 from vitrail.manifest import FILENAME, load_manifest
 from vitrail.plan.check import memory_limit_bytes
 from vitrail.plan.memory import KINDS, Plan, plan_memory
@@ -36,7 +37,7 @@ def plan(
         typer.Argument(help="An export, a checkpoint (its config.json is enough), or a published model."),
     ],
     memory: Annotated[
-        str | None, typer.Option(help="Such as 8GiB: a GPU's, or a Jetson's. [default: this machine's]")
+        str | None, typer.Option(help="Such as 8GiB: a GPU's for cuda and tensorrt. [default: what is here]")
     ] = None,
     context: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 4096,
     streams: Annotated[int, typer.Option(help="Answers that are written at once.")] = 1,
@@ -48,7 +49,7 @@ def plan(
     feature_cache: Annotated[int, typer.Option(help="MiB of visual features that are kept.")] = 256,
 ) -> None:
     """Tell what fits a memory: weights, KV cache, activations, workspace; a table, then one JSON line."""
-    memory_bytes = parse_size(memory) if memory else memory_limit_bytes() or _UNKNOWN_MEMORY
+    memory_bytes = parse_size(memory) if memory else _memory_here(target.target)
     load = Load(
         slots=streams,
         context_tokens=context,
@@ -66,6 +67,18 @@ def plan(
         typer.echo(line)
     typer.echo(_advice(best, load))
     typer.echo(json.dumps(_record(plans, best, memory_bytes)))
+
+
+def _memory_here(target: Target) -> int:
+    """This machine's, or its first GPU's."""
+    if target in ("cpu", "jetson"):
+        return memory_limit_bytes() or _UNKNOWN_MEMORY
+    from vitrail.session.cuda_driver import LibCuda  # noqa: PLC0415
+
+    try:
+        return LibCuda(0).memory_bytes()[1]
+    except OptionError as error:
+        raise OptionError(f"--memory is needed: {error}") from error
 
 
 def _models(source: str, target: Target) -> list[Model]:
