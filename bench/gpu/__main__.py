@@ -10,12 +10,14 @@ measured, and the exit code is 0; it is 1 where a stage of vitrail failed, 2 whe
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import json
 import os
 import shutil
 import sys
 import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +46,9 @@ NEEDED = {
 
 def main() -> None:
     args = arguments()
+    if args.device == "cuda" and (why := no_driver()):
+        print(f"nothing measured: {why}. --device cpu --tiny tries the benchmark out.")
+        return
     if missing := not_installed():
         print(missing, file=sys.stderr)
         sys.exit(2)
@@ -75,8 +80,25 @@ def not_installed(*, also: tuple[str, ...] = ()) -> str | None:
     """What to install, in words; None where nothing is missing."""
     needed = {**NEEDED, **{name: name for name in also}}
     missing = [package for module, package in needed.items() if find_spec(module) is None]
+    missing += ["vitrail (its metadata, as its wheel brings it)"] * (not _has_metadata("vitrail"))
     cure = "docs/benchmark.md tells how to bring them where there is no network"
     return f"not installed here: {', '.join(missing)}; {cure}" if missing else None
+
+
+def _has_metadata(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
+def no_driver() -> str | None:
+    """That there is no driver, found without any package; None where there is one."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "the NVIDIA driver is missing (libcuda.so.1)"
+    return None
 
 
 def no_gpu() -> str | None:
@@ -111,6 +133,7 @@ def wanted(args: argparse.Namespace, work: Path) -> Wanted:
         provider=args.provider,
         tiny=args.tiny,
         models=tuple(args.models.split(",")) if args.models else None,
+        slots=args.slots,
         seconds=args.seconds,
         out=args.out,
         plot=args.plot,
@@ -130,6 +153,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--tiny", action="store_true", help="a tiny model and few repeats")
     parser.add_argument("--models", help="such as internvl2-2b:fp16,internvl3-8b:int4, in that order")
+    parser.add_argument(
+        "--slots", type=int, help="rows of 4096 tokens of KV cache: fewer on small cards [default: 32]"
+    )
     parser.add_argument(
         "--seconds", type=float, default=480, help="of the whole run; what does not fit is listed"
     )

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.gpu.__main__ import RESULTS, no_cuda_provider, no_gpu, not_installed, roomy
+from bench.gpu.__main__ import RESULTS, no_cuda_provider, no_driver, no_gpu, not_installed, roomy
 
 ROOT = Path(__file__).parents[2]
 TESTS_S = 150.0
@@ -30,6 +30,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="directory of DEVICE.json")
     args = parser.parse_args()
     end_s = time.monotonic() + args.seconds
+    if why := no_driver():
+        print(f"gpu-check skipped: {why}")
+        return
     if missing := not_installed(also=("pytest",)):
         print(missing, file=sys.stderr)
         sys.exit(2)

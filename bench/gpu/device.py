@@ -45,6 +45,12 @@ class Device:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def free_bytes(self) -> int:
+        """Of the device; of the machine on a CPU."""
+        if self.is_gpu:
+            return int(torch.cuda.mem_get_info()[0])
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
     def release(self) -> None:
         """Give back what nothing refers to."""
         gc.collect()

@@ -39,6 +39,16 @@ class Sizes:
     copy_bytes: int = 4 << 30
     matrix_side: int = 8192
 
+    def within(self, slots: int) -> Sizes:
+        """For so many rows of KV cache: what asks for more at once is left out."""
+        return dataclasses.replace(
+            self,
+            slots=slots,
+            batches=tuple(rows for rows in self.batches if rows <= slots),
+            concurrency=tuple(many for many in self.concurrency if many <= slots),
+            peer_batches=tuple(min(rows, slots) for rows in self.peer_batches),
+        )
+
 
 TINY_SIZES = Sizes(
     tiles=(3, 1),

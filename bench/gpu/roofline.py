@@ -41,7 +41,8 @@ class Roofline:
 
 def measure_roofline(device: Device, sizes: Sizes) -> Roofline:
     """Medians of 20 copies and 20 products."""
-    return Roofline(_copy_gb_s(device, sizes.copy_bytes), _matrix_tflop_s(device, sizes.matrix_side))
+    size = min(sizes.copy_bytes, device.free_bytes() // 4)
+    return Roofline(_copy_gb_s(device, size), _matrix_tflop_s(device, sizes.matrix_side))
 
 
 def _copy_gb_s(device: Device, size: int) -> float:

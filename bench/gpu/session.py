@@ -33,14 +33,15 @@ MODELS = ("internvl2-2b:fp16", "internvl3-8b:fp16", "internvl3-8b:int4", "intern
 class Wanted:
     """What to measure.
 
-    provider: as `vitrail.providers` reads it, None for the device's own; models: NAME:PRECISION, None for all; seconds:
-    of the whole run; out: a directory; tests: how the GPU tests went before.
+    provider: as `vitrail.providers` reads it, None for the device's own; models: NAME:PRECISION, None for all; slots: rows of
+    KV cache, None for 32; seconds: of the whole run; out: a directory; tests: how the GPU tests went before.
     """
 
     device: str
     provider: str | None
     tiny: bool
     models: tuple[str, ...] | None
+    slots: int | None
     seconds: float
     out: Path
     plot: bool
@@ -54,6 +55,7 @@ def run(wanted: Wanted) -> dict[str, Any]:
     subjects = [read_subject(text) for text in _models(wanted)]
     device = Device(wanted.device, parse_provider(wanted.provider or wanted.device))
     sizes = TINY_SIZES if wanted.tiny else Sizes()
+    sizes = sizes.within(wanted.slots) if wanted.slots else sizes
     wanted.out.mkdir(parents=True, exist_ok=True)
     name = f"{device.slug}-tiny" if wanted.tiny else device.slug
     figures = Figures(wanted.out / f"{name}.json", _heading(device, wanted))
@@ -123,7 +125,7 @@ def _stages(sizes: Sizes, large: float) -> list[Stage[Bed]]:
     longer than a 2B model's they take.
     """
     alone = [(tiles, 1) for tiles in sizes.picture_tiles]
-    busiest = [(tiles, sizes.concurrency[0]) for tiles in sizes.picture_tiles]
+    busiest = [(tiles, sizes.concurrency[0]) for tiles in sizes.picture_tiles if sizes.concurrency[0] > 1]
     between = [(tiles, many) for tiles in sizes.picture_tiles for many in sizes.concurrency[1:-1]]
     kinds: list[tuple[str, float, Sequence[Any], Callable[[Bed, Any], None], int]] = [
         ("parity", 2, (64,), Bed.parity, 1),

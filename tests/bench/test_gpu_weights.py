@@ -5,7 +5,7 @@ import math
 import numpy as np
 import onnx
 import pytest
-from bench.gpu.models import Subject
+from bench.gpu.models import Sizes, Subject
 from bench.gpu.roofline import Roofline, Work
 from bench.gpu.weights import RandomWeights, write_graph
 
@@ -71,3 +71,10 @@ def test_prefill_and_vision_count_two_operations_for_each_weight_and_token():
     assert one == pytest.approx(2 * sum(text) / 1e3 + quadratic)
     assert two - 2 * one == pytest.approx(2 * quadratic)
     assert work.vision_floor_ms(roof, 6) == pytest.approx(6 * work.vision_floor_ms(roof, 1))
+
+
+def test_a_small_card_is_asked_for_no_more_at_once_than_it_has_slots():
+    sizes = Sizes().within(8)
+    assert (sizes.slots, sizes.batches, sizes.concurrency) == (8, (1, 8), (8, 1))
+    assert sizes.peer_batches == (8, 8)
+    assert sizes.tiles == Sizes().tiles
