@@ -68,7 +68,7 @@ def test_a_dry_run_ends_with_its_card_on_one_line(run):
 def test_without_a_gpu_it_says_so_and_succeeds(module, tmp_path):
     found = command(module, "--out", str(tmp_path))
     assert found.returncode == 0, found.stderr
-    assert "the NVIDIA driver is missing" in found.stdout
+    assert "NVIDIA driver" in found.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,4 +93,4 @@ def test_without_a_gpu_every_gpu_test_is_skipped_with_the_reason():
     last = found.stdout.splitlines()[-1]
     assert "skipped" in last
     assert not {"passed", "failed", "error"} & set(last.replace(",", "").split())
-    assert "the NVIDIA driver is missing" in found.stdout
+    assert "NVIDIA driver" in found.stdout
