@@ -7,14 +7,12 @@ from pathlib import Path
 
 from vitrail.errors import CheckpointError
 from vitrail.plan.model import Model
-from vitrail_export.config import ModelConfig, TextConfig
+from vitrail_export.config import ModelConfig
 from vitrail_export.config_json import read_config
 from vitrail_export.decoder import build_decoder
-from vitrail_export.embeddings import MOST_BLOCK
 from vitrail_export.exporter import ExportOptions, decoder_contract, vision_contract, weight_bytes
 from vitrail_export.projector import build_projector
 from vitrail_export.published import PUBLISHED
-from vitrail_export.quantize import block_size
 from vitrail_export.vision import build_vision_encoder
 
 
@@ -51,17 +49,7 @@ def sized(source: Source, options: ExportOptions) -> Model:
             "projector": weight_bytes(build_projector(config, options.vision_form)),
             "decoder": weight_bytes(build_decoder(config.text, options.decoder_form)),
         },
-        table_bytes=_table_bytes(config.text, options),
         vision_heads=config.vision.heads,
         intermediate_size=config.text.intermediate_size,
         tiles_per_picture=config.max_tiles + config.thumbnail,
     )
-
-
-def _table_bytes(text: TextConfig, options: ExportOptions) -> int:
-    rows, size = text.vocab_size, text.hidden_size
-    if options.table_precision == "float":
-        return rows * size * (4 if options.precision == "float32" else 2)
-    bits = 8 if options.table_precision == "int8" else 4
-    block = min(MOST_BLOCK[bits], block_size(size, "text.embed_tokens.weight"))
-    return rows * (size * bits // 8 + size // block * 2)

@@ -61,7 +61,6 @@ def test_a_checkpoint_s_plan_is_that_of_its_export(exported, precision):
         assert (
             size <= found.weights_bytes[stage] <= size + 200_000
         )  # the graph itself, and pages that are not full
-    assert found.table_bytes - planned.table_bytes in range(1000)  # headers
     assert (planned.vision, planned.decoder) == (found.vision, found.decoder)
     assert (planned.positions, planned.tiles_per_picture) == (found.positions, found.tiles_per_picture)
 

@@ -105,7 +105,7 @@ def plan_memory(model: Model, load: Load, *, target: Target = "cpu", server: boo
 
 
 def _weights(model: Model, *, on_cpu: bool) -> Iterator[Item]:
-    """A CPU maps the embedding table and reads the rows that it needs; so does the host of a GPU."""
+    """The embedding table is not among them: it is mapped, and only the rows that are needed are read."""
     precision: dict[Stage, str] = {
         "vision_encoder": model.vision.precision,
         "projector": model.vision.dtype,
@@ -117,8 +117,6 @@ def _weights(model: Model, *, on_cpu: bool) -> Iterator[Item]:
             yield Item("weights", stage, int(size * _CPU_WEIGHTS[precision[stage]]) + _CPU_SESSION_BYTES)
         else:
             yield Item("weights", stage, size, "device")
-    if not on_cpu:
-        yield Item("weights", "token_embeddings", model.table_bytes)
 
 
 def _activations(model: Model, load: Load, *, on_cpu: bool) -> Iterator[Item]:

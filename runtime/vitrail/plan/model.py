@@ -26,15 +26,14 @@ _SCALE_BLOCK = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """weights_bytes: of each stage as exported; table_bytes: of the embedding table; tiles_per_picture: the most that
-    one picture makes, its thumbnail included.
+    """weights_bytes: of each stage as exported; tiles_per_picture: the most that one picture makes, its thumbnail
+    included.
     """
 
     name: str
     vision: VisionContract
     decoder: DecoderContract
     weights_bytes: Mapping[Stage, int]
-    table_bytes: int
     vision_heads: int
     intermediate_size: int
     tiles_per_picture: int
@@ -52,7 +51,6 @@ class Model:
 def model_of(manifest: Manifest, target: Target = "cpu") -> Model:
     """From an export, by the sizes of its files: of TensorRT's engines where the target runs these."""
     sizes = {name: artifact.size_bytes for name, artifact in manifest.artifacts.items()}
-    table = [name for name in sizes if name.startswith("token_embedding")]
     weights = {stage: sizes[stage] + sizes.get(f"{stage}.onnx.data", 0) for stage in STAGES}
     if target in ("tensorrt", "jetson"):
         built = (engine for engine in manifest.engines if engine.builder == "tensorrt")
@@ -62,7 +60,6 @@ def model_of(manifest: Manifest, target: Target = "cpu") -> Model:
         vision=manifest.vision,
         decoder=manifest.decoder,
         weights_bytes=weights,
-        table_bytes=sum(sizes[name] for name in table),
         vision_heads=max(1, manifest.vision.feature_size // _SHUFFLE**2 // _VISION_HEAD_DIM),
         intermediate_size=intermediate_size(manifest.decoder, sizes["decoder.onnx.data"]),
         tiles_per_picture=manifest.prompt.max_tiles + manifest.prompt.thumbnail,
