@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vitrail.errors import OptionError
-from vitrail.machine import check_memory
 from vitrail.providers import Cpu, Cuda
 from vitrail.session.contract import STAGES
 
@@ -71,15 +70,9 @@ def open_decoder(
     capacity: int,
     optimize: bool = True,
 ) -> DecoderSession:
-    """The language model with a KV cache of `slots` rows of `capacity` tokens.
-
-    Raises what open_vision raises, and OptionError for a cache that could outgrow the machine's memory.
-    """
+    """The language model with a KV cache of `slots` rows of `capacity` tokens. Raises what open_vision raises."""
     _check_installed(provider)
     if isinstance(provider, Cpu):
-        size_bytes = slots * capacity * manifest.decoder.kv_bytes_per_token
-        cure = "lower slots or context_tokens (--slots, --context on the command line)"
-        check_memory(f"the KV cache of {slots} slots of {capacity} tokens", size_bytes, cure=cure)
         from vitrail.session.ort import OrtDecoder  # noqa: PLC0415 - onnxruntime, only where it runs
 
         return OrtDecoder(
