@@ -22,16 +22,16 @@ class Projector(nn.Module):  # type: ignore[misc]
         super().__init__("projector")
         size = config.text.hidden_size
         self.norm = LayerNorm(config.feature_size, eps=NORM_EPS, form=form)
-        self.fc1 = linear(config.feature_size, size, form=form, bias=True)
-        self.fc2 = linear(size, size, form=form, bias=True)
+        self.fc1 = linear(config.feature_size, size, form=form, bias=True, parts=("fc1",), bits=form.bits)
+        self.fc2 = linear(size, size, form=form, bias=True, parts=("fc2",), bits=form.bits)
 
     def forward(self, op: Any, x: Any) -> Any:
         return self.fc2(op, op.Gelu(self.fc1(op, self.norm(op, x))))
 
 
 def build_projector(config: ModelConfig, form: Form) -> GraphBuilder:
-    """Its float weights stay as they are: it costs a hundredth of the encoder."""
-    form = replace(form, dynamic_int8=False)
+    """Beside an encoder in int8 its weights are int8 by block: it costs a hundredth of the encoder, so only memory counts."""
+    form = replace(form, dynamic_int8=False, bits=8 if form.dynamic_int8 else None)
     builder, op = new_graph("projector")
     x = builder.input("features", form.dtype, ["tiles", config.tokens_per_tile, config.feature_size])
     y = Projector(config, form)(op, x)
