@@ -75,12 +75,8 @@ def export(
     out: Annotated[Path, typer.Option(help="Directory for the artifacts; new, empty or an earlier export.")],
     precision: Annotated[Precision, typer.Option(help="Of the language model's weights.")] = Precision.int4,
     vision_precision: Annotated[
-        VisionPrecisionName | None,
-        typer.Option(
-            help="Of the vision encoder; int8 is fastest on a CPU. [default: int8 beside int8 and int4 for a CPU, else fp32]",
-            show_default=False,
-        ),
-    ] = None,
+        VisionPrecisionName, typer.Option(help="Of the vision encoder; int8 is fastest on a CPU.")
+    ] = VisionPrecisionName.fp32,
     activations: Annotated[
         FloatPrecision, typer.Option(help="Of activations and KV cache beside int8 and int4 weights.")
     ] = FloatPrecision.fp32,
@@ -116,7 +112,7 @@ def export(
 
     options = ExportOptions(
         precision=read_precision(precision.value),
-        vision_precision=(vision_precision or _vision_precision(precision, activations, dialect)).precision,
+        vision_precision=vision_precision.precision,
         activations=activations.dtype,
         dialect=dialect.value,
         quantizer=quantizer.value,
@@ -204,15 +200,6 @@ def synthesize(
 
         write(name, out, layout=layout.value, seed=seed, layers=layers, progress=advance)
     stderr.print(f"next: vitrail export {out} --out artifacts")
-
-
-def _vision_precision(
-    precision: Precision, activations: FloatPrecision, dialect: DialectName
-) -> VisionPrecisionName:
-    """int8 where the language model is in the form that is meant for CPUs."""
-    for_cpu = dialect is DialectName.ort and activations is FloatPrecision.fp32
-    integers = precision in (Precision.int8, Precision.int4)
-    return VisionPrecisionName.int8 if for_cpu and integers else VisionPrecisionName.fp32
 
 
 def _parity_lines(found: tuple[Parity, ...]) -> list[str]:
