@@ -71,6 +71,9 @@ def serve(
         Path | None, typer.Option(help="The server's binary. [default: on PATH, or nvidia-pytriton's]")
     ] = None,
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
+    metrics: Annotated[
+        bool, typer.Option(help="Publish vitrail's own series beside Triton's on the metrics port.")
+    ] = True,
     otel: Annotated[
         str | None, typer.Option(help="Collector of traces, OTLP over HTTP: http://HOST:4318/v1/traces.")
     ] = None,
@@ -97,6 +100,7 @@ def serve(
         tls=_tls(tls_cert, tls_key),
         tritonserver=tritonserver,
         log=log,
+        metrics=metrics,
         otel=otel,
         otel_rate=otel_rate,
         watchdog_s=watchdog,

@@ -21,8 +21,10 @@ log = logging.getLogger(__name__)
 Read: TypeAlias = Callable[[], Mapping[Series, float]]
 
 INTERVAL_S = 1.0
+# "off": nothing is published.
+VARIABLE = "VITRAIL_METRICS"
 # Observations of one histogram that are published at once; of more, an even sample.
-SAMPLE = 128
+SAMPLE = 32
 _PENDING_LIMIT = 1 << 16
 _CLOSE_TIMEOUT_S = 2.0
 
@@ -154,9 +156,13 @@ def open_meter(
     *,
     model_name: str,
     read: Read,
+    environment: Mapping[str, str],
     interval_s: float | None = INTERVAL_S,
 ) -> Meter | Unmetered:
-    """A meter; one that does nothing, and a line in the log, where the server keeps no metrics."""
+    """A meter; one that does nothing where there are no series, they are off, or the server keeps none (a log's line)."""
+    series = tuple(series)
+    if not series or environment.get(VARIABLE) == "off":
+        return Unmetered()
     try:
         families = Families(backend, series, model_name=model_name)
     except Exception as error:  # noqa: BLE001 - the backend's own type, for every cause

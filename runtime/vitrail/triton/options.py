@@ -32,7 +32,8 @@ class ServerOptions:
     """Where a server listens (port 0: any free one), which binary runs, how long it may take.
 
     shared_memory: whether clients may register system shared memory. Whoever may can name any region of the
-    machine, so None allows it on a loopback address only. otel: URL of a collector (OTLP over HTTP) for traces of
+    machine, so None allows it on a loopback address only. metrics: whether vitrail's own series are published
+    beside Triton's. otel: URL of a collector (OTLP over HTTP) for traces of
     every `otel_rate`-th request. watchdog_s: without any progress for so long, a process counts as dead; 0 for
     never. extra_args go to tritonserver as they are.
     """
@@ -47,6 +48,7 @@ class ServerOptions:
     exit_timeout_s: int = 10
     start_timeout_s: float = 600.0
     log: Path | None = None
+    metrics: bool = True
     otel: str | None = None
     otel_rate: int = 1
     watchdog_s: float = 600.0

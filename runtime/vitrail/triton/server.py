@@ -14,7 +14,7 @@ from vitrail.client.wire import DECODER, PROJECTOR, VISION_ENCODER, error_from_t
 from vitrail.errors import ServerError
 from vitrail.manifest import load_manifest
 from vitrail.plan.check import check_load
-from vitrail.triton import log, pulse, tracing
+from vitrail.triton import log, metering, pulse, tracing
 from vitrail.triton.control import Control
 from vitrail.triton.installation import (
     compose_backends,
@@ -172,10 +172,11 @@ class Server:
         )
 
     def _observed(self, workspace: Workspace) -> dict[str, str]:
-        """Where the models' processes leave their pulse, and where they send their spans."""
+        """Where the models' processes leave their pulse, whether they count, and where they send their spans."""
         otel = self.options.otel
         traces = {} if otel is None else {tracing.URL_VARIABLE: tracing.collector_url(otel)}
-        return {pulse.VARIABLE: str(workspace.path), **traces}
+        metrics = {} if self.options.metrics else {metering.VARIABLE: "off"}
+        return {pulse.VARIABLE: str(workspace.path), **metrics, **traces}
 
     def _check_memory(self) -> None:
         check_load(

@@ -31,7 +31,14 @@ class Telemetry:
         metered_s: float | None = INTERVAL_S,
         progress: Callable[[], int | None],
     ) -> None:
-        self._meter = open_meter(backend, series, model_name=manifest.name, read=read, interval_s=metered_s)
+        self._meter = open_meter(
+            backend,
+            series,
+            model_name=manifest.name,
+            read=read,
+            environment=os.environ,
+            interval_s=metered_s,
+        )
         self.publish = self._meter.publish
         self._tracer = open_tracer(os.environ, model_name=manifest.name, version=manifest.vitrail)
         self._end_pulse = keep_pulse(os.environ, model, progress)
