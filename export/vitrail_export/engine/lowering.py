@@ -7,7 +7,7 @@ TensorRT's parser refuses ONNX's softmax_precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes  # noqa: F401  teaches numpy the name bfloat16
@@ -149,9 +149,3 @@ def _cast_output(graph: ir.Graph, index: int, dtype: ir.DataType) -> None:
     cast = new_cast(inner, dtype, str(name))
     graph.append(cast)
     graph.outputs[index] = cast.outputs[0]
-
-
-def in_order(graph: ir.Graph, added: Iterable[ir.Node]) -> None:
-    """Append nodes, then sort them to where their inputs are made."""
-    graph.extend(added)
-    graph.sort()
