@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "demo" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 COLUMNS = {
+    "reference": [
+        ("checkpoint", "{model}"),
+        ("precision", "{precision}"),
+        ("cosine: vision", "{vision_encoder:.6f}"),
+        ("projector", "{projector:.6f}"),
+        ("language model", "{decoder:.6f}"),
+        ("first tokens kept", "{first_tokens} of {cases}"),
+        ("tokens kept", "{tokens_kept} of {tokens}"),
+    ],
     "export": [
         ("model", "{model}"),
         ("language model, vision", "{precision}, {vision_precision}"),
@@ -35,6 +44,13 @@ COLUMNS = {
         ("planned", "{planned_mib} MiB"),
         ("peak used", "{peak_rss_mib} MiB"),
         ("planned / used", "{planned_over_used:.2f}"),
+    ],
+    "demo": [
+        ("skill", "{skill}"),
+        ("n", "{n}"),
+        ("right", "{score:.1%}"),
+        ("95% interval", "{interval[0]:.1%} to {interval[1]:.1%}"),
+        ("with `--max-tiles 1`", "{thumbnail:.1%}"),
     ],
     "precision": [
         ("export options", "`{options}`"),
