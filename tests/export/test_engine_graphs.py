@@ -1,6 +1,9 @@
 """The graphs that engines are built from, run by ONNX Runtime: other arithmetic, the same picture."""
 
+import shutil
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -66,6 +69,30 @@ def test_norms_stay_in_float32_and_all_else_is_in_half_precision(exported, optio
         value.dtype for node in others for value in (*node.inputs, *node.outputs) if value is not None
     }
     assert model.graph.outputs[0].dtype == FLOAT16
+
+
+def test_a_graph_whose_files_a_repository_also_names_is_read(exported, tmp_path):
+    directory = exported("internvl2-tiny", dialect="standard")
+    for name in ("projector.onnx", "projector.onnx.data"):
+        (tmp_path / name).hardlink_to(directory / name)
+    linked, copied = tmp_path / "projector.onnx", tmp_path / "copy" / "projector.onnx"
+    shutil.copytree(tmp_path, copied.parent)
+    one, other = (Source("projector", path).load().graph.initializers for path in (linked, copied))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert np.array_equal(value.const_value.numpy(), other[name].const_value.numpy())
+
+
+def test_weights_outside_of_a_graph_s_folder_are_not_read(exported, tmp_path):
+    directory = exported("internvl2-tiny", dialect="standard")
+    model = onnx.load(directory / "projector.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = f"../{entry.value}" if entry.key == "location" else entry.value
+    (tmp_path / "inner").mkdir()
+    onnx.save(model, tmp_path / "inner" / "projector.onnx")
+    with pytest.raises(ArtifactError, match="outside of its folder"):
+        Source("projector", tmp_path / "inner" / "projector.onnx").load()
 
 
 def test_a_decoder_keeps_its_integer_weights_and_its_logits_in_float32(exported):

@@ -31,6 +31,9 @@ class Source:
 
     def load(self) -> ir.Model:
         model = ir.load(self.path)
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _beside(self.path, value.const_value)
         widen(model)
         return model
 
@@ -107,6 +110,27 @@ class Sources:
             f"vitrail export CHECKPOINT --out {self.directory}-standard --dialect standard "
             f"--vision-precision fp16 --precision {precision} --activations fp16"
         )
+
+
+def _beside(graph: Path, held: ir.ExternalTensor) -> ir.ExternalTensor:
+    """The same weights, from a file that may have several names.
+
+    onnx_ir reads no file with a second hard link, which `vitrail repository --target cuda` gives the graphs' files. A
+    file in another folder stays forbidden. Raises ArtifactError.
+    """
+    file = Path(held.location)
+    if file.name != str(held.location):
+        raise ArtifactError(
+            f"graph '{graph}' has weights in '{file}', outside of its folder; export it again"
+        )
+    return ir.ExternalTensor(
+        (graph.parent / file).resolve(),
+        held.offset,
+        held.length,
+        held.dtype,
+        shape=held.shape,
+        name=held.name or "",
+    )
 
 
 def open_checkpoint(options: EngineOptions, manifest: Manifest) -> Checkpoint | None:
