@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vitrail.errors import ArtifactError
+from vitrail.rebuild import engine_command
 
 FILENAME = "manifest.json"
 VERSION = 1
@@ -180,10 +181,6 @@ class EngineRecord(Record):
     def profile(self, name: str) -> EngineProfile:
         return next(each for each in self.profiles if each.name == name)
 
-    def command(self, directory: Path | str = "DIR", *, target: str | None = None) -> str:
-        """What builds this engine again with the builder that is installed, for `target` or for its own."""
-        return engine_command(self.stage, self.builder, target or ",".join(self.targets), directory=directory)
-
 
 class Manifest(Record):
     version: Literal[1] = 1
@@ -210,7 +207,8 @@ class Manifest(Record):
 
         Raises ArtifactError naming what is there, what is needed and the command that builds it.
         """
-        cure = f"build one with: {engine_command(stage, builder, target, directory=directory)}"
+        command = engine_command(stage, builder, target, directory=directory, like=self.engines)
+        cure = f"build one with: {command}"
         of_stage = [each for each in self.engines if each.stage == stage]
         if not of_stage:
             raise ArtifactError(f"there is no engine of {stage} for {builder} on {target}; {cure}")
@@ -225,6 +223,17 @@ class Manifest(Record):
                 f"{builder_version} is installed; {cure}"
             )
         return engine
+
+    def rebuild(self, engine: EngineRecord, directory: Path | str, **changed: int) -> str:
+        """The command that builds `engine` again as it is, with the builder that is installed, but for what is `changed`."""
+        return engine_command(
+            engine.stage,
+            engine.builder,
+            ",".join(engine.targets),
+            directory=directory,
+            like=(*self.engines, engine),
+            changed={f"--{name}": value for name, value in changed.items()},
+        )
 
     @property
     def graphs(self) -> dict[str, Artifact]:
@@ -314,7 +323,7 @@ def engine_file(manifest: Manifest, engine: EngineRecord, directory: Path) -> Pa
     """The engine's file, whole. Raises ArtifactError where it is missing or damaged, naming the command that builds it."""
     artifact = manifest.artifacts[engine.artifact]
     file = directory / artifact.path
-    cure = f"build it again with: {engine.command(directory)}"
+    cure = f"build it again with: {manifest.rebuild(engine, directory)}"
     if not file.is_file():
         raise ArtifactError(
             f"'{directory}' lacks the engine {artifact.path}, which its manifest names; {cure}"
@@ -326,16 +335,6 @@ def engine_file(manifest: Manifest, engine: EngineRecord, directory: Path) -> Pa
     if sha256(file) != artifact.sha256:
         raise ArtifactError(f"engine '{file}' does not match its hash in the manifest: damaged; {cure}")
     return file
-
-
-def engine_command(
-    stage: Stage, builder: EngineBuilder, targets: str, *, directory: Path | str = "DIR"
-) -> str:
-    """The command that builds the engines of `directory` for `targets`, that of `stage` among them."""
-    decoder = " --decoder" if stage == "decoder" else ""
-    # Full TensorRT builds on the device that runs the engine.
-    targets = "current" if builder == "tensorrt" else targets
-    return f"vitrail engine {directory} --with {builder} --targets {targets}{decoder}"
 
 
 def sha256(path: Path) -> str:

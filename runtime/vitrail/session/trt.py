@@ -316,13 +316,14 @@ def _most(record: EngineRecord, name: str) -> Shape:
 def _check_request(choice: Choice, *, slots: int, capacity: int) -> None:
     record = choice.record
     for name, asked, most, option in (
-        ("slots", slots, record.slots, "--slots"),
-        ("context_tokens", capacity, record.capacity, "--context"),
+        ("slots", slots, record.slots, "slots"),
+        ("context_tokens", capacity, record.capacity, "context"),
     ):
         if asked > most:
+            command = choice.manifest.rebuild(record, choice.directory, **{option: asked})
             raise OptionError(
                 f"{name} is {asked}, the decoder's engine was built for {most}; lower it to that, or build one with: "
-                f"{record.command(choice.directory)} {option} {asked}"
+                f"{command}"
             )
     contract = choice.manifest.decoder
     if CACHE_BYTES * contract.kv_heads * contract.head_dim * record.capacity % ALIGNMENT:

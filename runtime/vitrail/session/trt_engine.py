@@ -65,7 +65,7 @@ class Choice:
 
     @property
     def cure(self) -> str:
-        return f"build it again with: {self.record.command(self.directory)}"
+        return f"build it again with: {self.manifest.rebuild(self.record, self.directory)}"
 
     def load(self, dtypes: Mapping[str, str]) -> Engine:
         """With its inputs and outputs checked: exactly these names and dtypes. Raises ArtifactError."""

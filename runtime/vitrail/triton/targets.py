@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vitrail.client import wire
 from vitrail.errors import ArtifactError, OptionError
-from vitrail.manifest import DType, EngineRecord, Manifest, Stage, engine_command, engine_file
+from vitrail.manifest import DType, EngineRecord, Manifest, Stage, engine_file
 from vitrail.providers import Cpu, Cuda, Provider, TensorRt
+from vitrail.rebuild import engine_command
 from vitrail.triton.question import TILES_REUSED, VISION_STARTED
 from vitrail.triton.vision_models import VisionModels
 

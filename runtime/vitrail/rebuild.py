@@ -1,0 +1,60 @@
+"""The command that builds engines anew, for messages that refuse those there are. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from vitrail.manifest import EngineBuilder, EngineRecord, Stage
+
+DEFAULTS: dict[str, int | str] = {
+    "--max-tiles": 13,
+    "--slots": 4,
+    "--prefill-chunk": 512,
+    "--precision": "fp16",
+}
+"""What `vitrail engine` takes where nothing is said, and so is not said."""
+
+
+def engine_command(
+    stage: Stage,
+    builder: EngineBuilder,
+    targets: str,
+    *,
+    directory: Path | str = "DIR",
+    like: Iterable[EngineRecord] = (),
+    changed: Mapping[str, int] | None = None,
+) -> str:
+    """The command that builds the engines of `directory` for `targets`, that of `stage` among them.
+
+    like: engines whose form the new ones have, where the builder is the same, but for what is `changed`: options by name.
+    """
+    options: dict[str, int | str] = {}
+    stages = {stage}
+    for engine in like:
+        if engine.builder == builder:
+            options |= built_with(engine)
+            stages.add(engine.stage)
+    told = {
+        name: value for name, value in (options | dict(changed or {})).items() if DEFAULTS.get(name) != value
+    }
+    # Full TensorRT builds on the device that runs the engine.
+    targets = "current" if builder == "tensorrt" else targets
+    decoder = " --decoder" if "decoder" in stages else ""
+    return f"vitrail engine {directory} --with {builder} --targets {targets}{decoder}" + "".join(
+        f" {name} {value}" for name, value in told.items()
+    )
+
+
+def built_with(engine: EngineRecord) -> dict[str, int | str]:
+    """The options of the build that shaped an engine. Projector and decoder have no fp8 and int8 of their own."""
+    if engine.stage == "decoder":
+        chunk = engine.profile("prefill").inputs["inputs_embeds"].max[1]
+        return {"--context": engine.capacity, "--slots": engine.slots, "--prefill-chunk": chunk}
+    if engine.stage == "projector":
+        return {"--max-tiles": engine.max_tiles}
+    calibrated = {"--pictures": "PICTURES"} if engine.precision in ("fp8", "int8") else {}
+    return {"--max-tiles": engine.max_tiles, "--precision": engine.precision, **calibrated}
