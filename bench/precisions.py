@@ -54,7 +54,10 @@ def main() -> None:
     baseline: Path | None = None
     for at, precision in enumerate(each for each in PRECISIONS if each.name in arguments.only):
         directory = MODELS / precision.name
-        _vitrail("export", str(arguments.checkpoint), "--out", str(directory), *precision.options)
+        # What an int8 encoder loses is below what the check lets pass: here it is measured instead.
+        _vitrail(
+            "export", str(arguments.checkpoint), "--out", str(directory), "--no-check", *precision.options
+        )
         answers = directory.with_suffix(".jsonl")
         card = {
             "bench": "precision",
@@ -128,7 +131,10 @@ def _size(directory: Path) -> dict[str, float]:
 
 def _vitrail(*arguments: str) -> str:
     return subprocess.run(
-        [sys.executable, "-m", "vitrail.cli", *arguments], check=True, stdout=subprocess.PIPE, text=True
+        [str(Path(sys.executable).with_name("vitrail")), *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     ).stdout
 
 

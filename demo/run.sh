@@ -4,9 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-checkpoint=${1:-tests/data/reference/internvl2-tiny}
-image=${2:-tests/data/reference/images/coffee.png}
-question=${3:-What is in the cup?}
+checkpoint=${1:-demo/checkpoint}
+image=${2:-demo/receipt.png}
+question=${3:-What is the total?}
 vitrail=${VITRAIL:-vitrail}
 port=${PORT:-18001}
 artifacts=models/demo

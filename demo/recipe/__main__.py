@@ -7,6 +7,8 @@ run side by side; `text --eyes` goes on with what the vision tower sees; stage 2
 from __future__ import annotations
 
 import argparse
+import json
+import random
 import signal
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +19,11 @@ from demo.recipe import curves, together, train_joint, train_text, train_vision
 from demo.recipe.convert import convert, trained
 from demo.recipe.grow import grow
 from demo.recipe.loop import Stage, run
+from demo.recipe.scene import Brush
+from demo.recipe.scenes.pages import receipts
 
-TRAINING, CHECKPOINT, CURVES = Path("models/demo-training"), Path("demo/checkpoint"), Path("demo/curves.png")
+TRAINING, CHECKPOINT = Path("models/demo-training"), Path("demo/checkpoint")
+CURVES, PICTURE = Path("demo/curves.png"), Path("demo/receipt.png")
 SEEDS = {"vision": 1, "text": 2, "joint": 3}
 
 
@@ -106,6 +111,17 @@ def draw_curves(arguments: argparse.Namespace) -> None:
     curves.draw(panels, arguments.out)
 
 
+def draw_picture(arguments: argparse.Namespace) -> None:
+    """A receipt in a face and of goods that training never sees; its questions and answers go to stdout."""
+    rng = random.Random(f"picture {arguments.seed}")  # noqa: S311
+    scene = receipts(Brush(rng, which="held_out"), (3, 4))
+    image = scene.pages[0].image
+    assert image is not None
+    image.save(arguments.out, optimize=True)
+    for turn in scene.turns:
+        print(json.dumps(turn[:2]))  # noqa: T201
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m demo.recipe", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -126,7 +142,11 @@ def _parser() -> argparse.ArgumentParser:
     drawing = commands.add_parser("curves", help="draw the curves from the logs")
     drawing.add_argument("--out", type=Path, default=CURVES)
     drawing.set_defaults(run=draw_curves)
-    for each in (whole, part, converting, drawing):
+    picturing = commands.add_parser("picture", help="draw a receipt to ask about")
+    picturing.add_argument("--seed", type=int, default=40)
+    picturing.add_argument("--out", type=Path, default=PICTURE)
+    picturing.set_defaults(run=draw_picture)
+    for each in (whole, part, converting, drawing, picturing):
         each.add_argument("--directory", type=Path, default=TRAINING, help="where the training state is kept")
         each.add_argument("--threads", type=int, default=1)
     return parser

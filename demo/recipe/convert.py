@@ -76,6 +76,7 @@ def convert(model: DemoModel, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().to(DTYPE).contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)
     built = tokenizer.build(TEMPLATE_SENTENCES)
     tokenizer.write(built, directory)
     config = model_config(model.shape, built.token_to_id("<|im_end|>"))
