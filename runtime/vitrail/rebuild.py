@@ -30,14 +30,16 @@ def engine_command(
 ) -> str:
     """The command that builds the engines of `directory` for `targets`, that of `stage` among them.
 
-    like: engines whose form the new ones have, where the builder is the same, but for what is `changed`: options by name.
+    like: engines whose form the new ones have, but for what is `changed`, options by name: those of the same builder
+    that are for one of `targets`, or all of the builder's.
     """
+    of_builder = [engine for engine in like if engine.builder == builder]
+    wanted = set(targets.split(","))
     options: dict[str, int | str] = {}
     stages = {stage}
-    for engine in like:
-        if engine.builder == builder:
-            options |= built_with(engine)
-            stages.add(engine.stage)
+    for engine in [each for each in of_builder if wanted & set(each.targets)] or of_builder:
+        options |= built_with(engine)
+        stages.add(engine.stage)
     told = {
         name: value for name, value in (options | dict(changed or {})).items() if DEFAULTS.get(name) != value
     }

@@ -13,12 +13,12 @@ def profile(name, **inputs):
     return EngineProfile(name=name, inputs=shapes)
 
 
-def record(stage, *profiles, precision="fp16", builder="tensorrt-rtx"):
+def record(stage, *profiles, precision="fp16", builder="tensorrt-rtx", targets=("sm_86",)):
     return EngineRecord(
         stage=stage,
         builder=builder,
         builder_version="1.7",
-        targets=("sm_86",),
+        targets=targets,
         precision=precision,
         dtype="float16",
         profiles=profiles,
@@ -44,6 +44,8 @@ def decoder(slots, context, chunk):
         ([vision(13)], ""),
         ([vision(4)], " --max-tiles 4"),
         ([vision(4, builder="tensorrt")], ""),
+        ([vision(4), vision(8, targets=("sm_120",))], " --max-tiles 4"),
+        ([vision(8, targets=("sm_120",))], " --max-tiles 8"),
         ([vision(13, precision="bf16")], " --precision bf16"),
         ([vision(13, precision="int8")], " --precision int8 --pictures PICTURES"),
         ([vision(4), decoder(4, 4096, 512)], " --decoder --max-tiles 4 --context 4096"),
