@@ -177,6 +177,16 @@ def test_fewer_cached_tokens_are_the_cure_where_they_are_the_cause(two_billion):
         check_memory(plan, limit_bytes=16 * GIB)
 
 
+@pytest.mark.parametrize(
+    ("precision", "cure"), [("float16", "; export with --precision int4, lower"), ("int4", "; lower")]
+)
+def test_int4_is_no_cure_for_what_is_in_int4(two_billion, precision, cure):
+    decoder = two_billion.decoder.model_copy(update={"precision": precision})
+    plan = plan_memory(replace(two_billion, decoder=decoder), Load(slots=1, context_tokens=1024))
+    with pytest.raises(OptionError, match=f"{cure} tiles_per_run"):
+        check_memory(plan, limit_bytes=64 * MIB)
+
+
 def test_a_plan_within_its_margin_is_a_warning_only(two_billion, caplog):
     plan = plan_memory(two_billion, LOAD)
     check_memory(plan, limit_bytes=plan.host_bytes)

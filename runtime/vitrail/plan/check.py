@@ -98,7 +98,8 @@ def _cure(plan: Plan, limit_bytes: int) -> str:
     rest = plan.host_bytes - load.slots * load.context_tokens * per_token
     tokens = (limit_bytes - rest) // per_token
     if plan.target != "cpu" or tokens < 1024:
-        return "export with --precision int4, lower tiles_per_run or the feature cache, or take more memory"
+        smaller = "" if plan.model.decoder.precision == "int4" else "export with --precision int4, "
+        return f"{smaller}lower tiles_per_run or the feature cache, or take more memory"
     return (
         f"slots x context is {load.slots} x {load.context_tokens} tokens, {tokens} in all fit: lower slots (--slots) or "
         "context_tokens (--context)"
