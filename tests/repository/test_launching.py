@@ -114,7 +114,7 @@ def test_a_given_binary_comes_first_then_path_then_the_wheel(tmp_path, monkeypat
     assert find_installation() == Installation(binary)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(installation, "_in_wheel", lambda: None)
-    with pytest.raises(ServerError, match=r"pip install 'vitrail\[server\]'"):
+    with pytest.raises(ServerError, match=r"pip install 'vitrail\[runtime,server\]'"):
         find_installation()
 
 

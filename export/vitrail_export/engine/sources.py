@@ -99,8 +99,9 @@ class Sources:
             return (
                 f"the decoder of '{self.directory}' is in dialect {decoder.dialect}, TensorRT needs standard"
             )
-        if stage == "vision_encoder" and vision.precision not in ("float32", "float16"):
-            return f"the vision encoder of '{self.directory}' is in {vision.precision}, TensorRT needs it in fp16 or fp32"
+        if stage != "decoder" and vision.precision not in ("float32", "float16"):
+            name = stage.replace("_", " ")
+            return f"the {name} of '{self.directory}' is in {vision.precision}, TensorRT needs it in fp16 or fp32"
         return None
 
     def _export(self) -> str:

@@ -1,7 +1,7 @@
 """How well does the demo checkpoint read? The demo task with its tiles, and with the thumbnail alone.
 
-python bench/demo.py                  # 1,500 pictures of demo/checkpoint in float32, twice
-python bench/demo.py --limit 2400
+python bench/demo_task.py                  # 1,500 pictures of demo/checkpoint in float32, twice
+python bench/demo_task.py --limit 2400
 
 Writes bench/results/demo-fp32.json, from which demo/README.md has its table.
 """
