@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from precisions import vitrail
 
 from vitrail.benchmark.device import device_fields
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "demo" / "checkpoint")
     parser.add_argument("--limit", type=int, default=1500, help="pictures")
     arguments = parser.parse_args()
-    _vitrail("export", str(arguments.checkpoint), "--out", str(MODELS), "--precision", "fp32")
+    vitrail("export", str(arguments.checkpoint), "--out", str(MODELS), "--precision", "fp32")
     tiled, single = (_answered(arguments.limit, *options) for options in ((), ("--max-tiles", "1")))
     rows = [
         {"skill": skill, **score, "thumbnail": single["skills"][skill]["score"]}
@@ -40,21 +40,12 @@ def main() -> None:
 def _answered(limit: int, *options: str) -> dict[str, Any]:
     out = MODELS.with_name("demo-answers" + "".join(options) + ".jsonl")
     out.unlink(missing_ok=True)
-    told = _vitrail(
+    told = vitrail(
         "eval", "--task", "demo", "--model", str(MODELS), "--precision", "fp32", "--limit", str(limit),
         "--out", str(out), "--json", *options,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(told)
     return found
-
-
-def _vitrail(*arguments: str) -> str:
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("vitrail")), *arguments],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def main() -> None:
     for at, precision in enumerate(each for each in PRECISIONS if each.name in arguments.only):
         directory = MODELS / precision.name
         # What an int8 encoder loses is below what the check lets pass: here it is measured instead.
-        _vitrail(
+        vitrail(
             "export", str(arguments.checkpoint), "--out", str(directory), "--no-check", *precision.options
         )
         answers = directory.with_suffix(".jsonl")
@@ -115,12 +115,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def _accuracy(directory: Path, out: Path, *, limit: int, name: str) -> dict[str, Any]:
     out.unlink(missing_ok=True)
     options = ("--limit", str(limit), "--precision", name, "--out", str(out), "--json")
-    found = json.loads(_vitrail("eval", "--task", "demo", "--model", str(directory), *options))
+    found = json.loads(vitrail("eval", "--task", "demo", "--model", str(directory), *options))
     return {"limit": limit, **{name: found[name] for name in ("n", "score", "interval", "skills")}}
 
 
 def _difference(first: Path, second: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(_vitrail("eval", "compare", str(first), str(second), "--json"))
+    found: dict[str, Any] = json.loads(vitrail("eval", "compare", str(first), str(second), "--json"))
     return found
 
 
@@ -129,7 +129,7 @@ def _size(directory: Path) -> dict[str, float]:
     return {"artifacts_mib": round(sum(each.size_bytes for each in artifacts) / (1 << 20), 1)}
 
 
-def _vitrail(*arguments: str) -> str:
+def vitrail(*arguments: str) -> str:
     return subprocess.run(
         [str(Path(sys.executable).with_name("vitrail")), *arguments],
         check=True,
