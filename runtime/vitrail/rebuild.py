@@ -17,6 +17,8 @@ DEFAULTS: dict[str, int | str] = {
     "--precision": "fp16",
 }
 """What `vitrail engine` takes where nothing is said, and so is not said."""
+NOT_FOR_RTX = frozenset({"sm_87", "sm_90", "sm_100", "sm_103", "sm_110"})
+"""Orin, Hopper, datacenter Blackwell and Thor, whose engines TensorRT itself has to build."""
 
 
 def engine_command(
@@ -33,6 +35,9 @@ def engine_command(
     like: engines whose form the new ones have, but for what is `changed`, options by name: those of the same builder
     that are for one of `targets`, or all of the builder's.
     """
+    if builder == "tensorrt-rtx" and NOT_FOR_RTX & set(targets.split(",")):
+        command = engine_command(stage, "tensorrt", targets, directory=directory, like=like, changed=changed)
+        return f"{command}, and --provider tensorrt in place of tensorrt-rtx, which does not run on {targets}"
     of_builder = [engine for engine in like if engine.builder == builder]
     wanted = set(targets.split(","))
     options: dict[str, int | str] = {}

@@ -69,3 +69,12 @@ def test_what_is_not_said_is_what_the_command_takes_by_itself():
     options = get_command(app).get_command(None, "engine").params
     taken = {option.opts[0]: option.default for option in options}
     assert {option: getattr(taken[option], "value", taken[option]) for option in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize("target", ["sm_87", "sm_90"])
+def test_a_gpu_that_tensorrt_for_rtx_does_not_run_on_is_sent_to_tensorrt(target):
+    command = engine_command("vision_encoder", "tensorrt-rtx", target)
+    assert command.startswith(
+        "vitrail engine DIR --with tensorrt --targets current, and --provider tensorrt "
+    )
+    assert "tensorrt" not in engine_command("vision_encoder", "tensorrt-rtx", "sm_89").partition("rtx ")[2]
