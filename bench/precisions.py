@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitrail.benchmark.device import device_fields
-from vitrail.engine import Engine
+from vitrail.core import PromptOptions
 from vitrail.manifest import load_manifest
-from vitrail.prompt import turn_segments
+from vitrail.prompt import render, turn_segments
 from vitrail.providers import Cpu
 from vitrail.session import Step
 from vitrail.session.open import open_decoder, open_vision
@@ -52,7 +52,10 @@ PRECISIONS = (
 def main() -> None:
     arguments = _parser().parse_args()
     baseline: Path | None = None
-    for at, precision in enumerate(each for each in PRECISIONS if each.name in arguments.only):
+    for at, precision in enumerate(PRECISIONS):
+        # Everything is compared with the first.
+        if at and precision.name not in arguments.only:
+            continue
         directory = MODELS / precision.name
         # What an int8 encoder loses is below what the check lets pass: here it is measured instead.
         vitrail(
@@ -86,24 +89,29 @@ def loss(directory: Path, count: int) -> float:
         directory, manifest, Cpu(), slots=1, capacity=min(2048, manifest.decoder.context_tokens)
     )
     tokenizer, losses = load_tokenizer(directory, manifest.tokenizer), list[float]()
-    with Engine.load(directory, slots=1) as engine:
-        for skill in SKILLS:
-            for sample in samples(skill, count // len(SKILLS), seed=1):
-                pictures = [{"type": "image", "image": image} for image in sample.images]
-                content = [*pictures, {"type": "text", "text": sample.question}]
-                prompt = engine.prompt([{"role": "user", "content": content}])
-                embeds = vision.project(vision.encode(prompt.tiles))
-                answer = tokenizer.encode(turn_segments(sample.answers[0], []), 0)
-                ids = np.array([*prompt.token_ids, *answer], np.int32)
-                inputs = splice(
-                    decoder.embed(ids),
-                    ids,
-                    embeds,
-                    image_context_id=manifest.tokenizer.image_context_id,
-                )
-                positions = np.arange(len(prompt.token_ids) - 1, len(ids) - 1)
-                step = Step(0, inputs[None], np.zeros(1, np.int32), positions)
-                losses += (-log_softmax(decoder.forward(step))[np.arange(len(answer)), answer]).tolist()
+    for skill in SKILLS:
+        for sample in samples(skill, count // len(SKILLS), seed=1):
+            pictures = [{"type": "image", "image": image} for image in sample.images]
+            content = [*pictures, {"type": "text", "text": sample.question}]
+            prompt = render(
+                [{"role": "user", "content": content}],
+                contract=manifest.prompt,
+                tile_size=manifest.vision.tile_size,
+                tokens_per_tile=manifest.vision.tokens_per_tile,
+                options=PromptOptions(),
+            )
+            asked = tokenizer.encode(prompt.segments, manifest.vision.tokens_per_tile)
+            answer = tokenizer.encode(turn_segments(sample.answers[0], []), 0)
+            ids = np.concatenate([asked, answer]).astype(np.int32)
+            inputs = splice(
+                decoder.embed(ids),
+                ids,
+                vision.project(vision.encode(prompt.tiles)),
+                image_context_id=manifest.tokenizer.image_context_id,
+            )
+            positions = np.arange(len(asked) - 1, len(ids) - 1)
+            step = Step(0, inputs[None], np.zeros(1, np.int32), positions)
+            losses += (-log_softmax(decoder.forward(step))[np.arange(len(answer)), answer]).tolist()
     return float(np.mean(losses))
 
 
@@ -120,8 +128,9 @@ def _accuracy(directory: Path, out: Path, *, limit: int, name: str) -> dict[str,
 
 
 def _difference(first: Path, second: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(vitrail("eval", "compare", str(first), str(second), "--json"))
-    return found
+    found = json.loads(vitrail("eval", "compare", str(first), str(second), "--json"))
+    names = ("n", "first", "second", "difference", "interval", "wins", "losses", "p", "skills")
+    return {name: found[name] for name in names}
 
 
 def _size(directory: Path) -> dict[str, float]:

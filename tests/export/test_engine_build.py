@@ -238,3 +238,13 @@ def test_full_tensorrt_s_path_keeps_a_timing_cache_and_refuses_a_damaged_one(tmp
     cache.write_bytes(cache.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match=r"timing\.cache' is damaged; remove it"):
         compile_node(*arguments, builder=full)
+
+
+@pytest.mark.parametrize("targets", [",", "", "sm_86,"])
+def test_a_target_without_a_name_is_refused_not_left_out(exported, targets):
+    directory = exported("internvl2-tiny")
+    result = CliRunner().invoke(
+        app, ["engine", str(directory), "--with", "tensorrt-rtx", "--targets", targets]
+    )
+    assert result.exit_code == 2
+    assert "not for ''" in result.stderr

@@ -112,7 +112,7 @@ def _only_current(wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _unsupported(target: str, version: str, supported: tuple[str, ...]) -> str:
-    name = f"{target} ({KNOWN[target]})" if target in KNOWN else target
+    name = f"{target} ({KNOWN[target]})" if target in KNOWN else f"'{target}'"
     cure = (
         "build on the device itself: vitrail engine DIR --with tensorrt --targets current"
         if target in KNOWN

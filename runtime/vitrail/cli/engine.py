@@ -77,7 +77,7 @@ def engine(
 
     options = EngineOptions(
         builder=builder.builder,
-        targets=tuple(each.strip() for each in (targets or "").split(",") if each.strip()),
+        targets=tuple(each.strip() for each in targets.split(",")) if targets is not None else (),
         max_tiles=max_tiles,
         precision=precision.precision,
         decoder=decoder,
