@@ -1,6 +1,7 @@
 """What a model takes, told before it is loaded."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -31,9 +32,9 @@ def two_billion():
     return sized(find_source("internvl2-2b"), ExportOptions(precision="int4"))
 
 
-def plan_of(*arguments):
+def plan_of(*arguments, exit_code=0):
     result = CliRunner().invoke(app, ["plan", *map(str, arguments)])
-    assert result.exit_code == 0, result.stderr
+    assert result.exit_code == exit_code, result.stderr
     *table, line = result.stdout.splitlines()
     return table, json.loads(line)
 
@@ -135,10 +136,27 @@ def test_the_command_prints_a_table_and_one_line_of_json(exported):
     assert len(table) == 2 + len(record["plans"]) + 1
     assert {plan["decoder"] for plan in record["plans"]} == {"float16", "int8", "int4"}
     assert record["best"]["total_bytes"] <= 8 * GIB
-    _, record = plan_of(exported("internvl2-tiny"), "--tiles-per-run", 2, "--memory", "1MiB")
+    _, record = plan_of(exported("internvl2-tiny"), "--tiles-per-run", 2, "--memory", "8GiB")
     assert [plan["tiles_per_run"] for plan in record["plans"]] == [2]
+
+
+def test_where_nothing_fits_the_command_fails_behind_its_table_and_says_what_would_do():
+    arguments = ["internvl2-2b", "--target", "jetson", "--streams", 2]
+    table, record = plan_of(*arguments, "--memory", "2GiB", exit_code=2)
     assert record["best"] is None
-    assert not record["plans"][0]["fits"]
+    assert not any(plan["fits"] for plan in record["plans"])
+    assert len(table) == 2 + len(record["plans"])
+    said = CliRunner().invoke(app, ["plan", *map(str, arguments), "--memory", "2GiB"]).stderr
+    found = re.search(
+        r"nothing fits: the memory is 2\.00 GiB, and the least there is, decoder int4, vision float16, "
+        r"--tiles-per-run 1 --slots 1 --context 1024, takes ([\d.]+) GiB; take a smaller model",
+        said,
+    )
+    assert found, said
+    least_gib = float(found[1])
+    table, record = plan_of(*arguments, "--memory", f"{least_gib + 0.01}GiB")
+    assert "--slots 1 --context 1024 (less than the 2 x 4096 asked)" in table[-1]
+    plan_of(*arguments, "--memory", f"{least_gib - 0.01}GiB", exit_code=2)
 
 
 def test_without_a_gpu_its_memory_is_to_be_given(exported, monkeypatch):

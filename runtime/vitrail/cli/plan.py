@@ -16,7 +16,7 @@ from vitrail.manifest import FILENAME, load_manifest
 from vitrail.plan.check import memory_limit_bytes
 from vitrail.plan.memory import KINDS, Plan, plan_memory
 from vitrail.plan.model import Load, Model, model_of
-from vitrail.plan.propose import TILE_LIMITS, Proposal, propose
+from vitrail.plan.propose import TILE_LIMITS, Proposal, propose, smallest
 from vitrail.plan.size import parse_size, show_size
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ def plan(
     prefill_chunk: Annotated[int, typer.Option(help="Prompt tokens of one step.")] = 512,
     feature_cache: Annotated[int, typer.Option(help="MiB of visual features that are kept.")] = 256,
 ) -> None:
-    """Tell what fits a memory: weights, KV cache, activations, workspace; a table, then one JSON line."""
+    """Tell what fits a memory: weights, KV cache, activations, workspace; a table, then one JSON line.
+
+    Exit code 2 where not even one stream of a short context fits.
+    """
     memory_bytes = parse_size(memory) if memory else _memory_here(target.target)
     load = Load(
         slots=streams,
@@ -65,8 +68,13 @@ def plan(
     best = propose(models, load, target=target.target, memory_bytes=memory_bytes, tile_limits=limits)
     for line in _table(plans, memory_bytes):
         typer.echo(line)
-    typer.echo(_advice(best, load))
+    if best is not None:
+        typer.echo(_advice(best, load))
     typer.echo(json.dumps(_record(plans, best, memory_bytes)))
+    if best is None:
+        raise OptionError(
+            _refusal(smallest(models, load, target=target.target, tile_limits=limits), memory_bytes)
+        )
 
 
 def _memory_here(target: Target) -> int:
@@ -129,16 +137,28 @@ def _row(plan: Plan, memory_bytes: int) -> list[str]:
     return [model.decoder.precision, model.vision.precision, str(load.tiles_per_run), *sizes, fits]
 
 
-def _advice(best: Proposal | None, load: Load) -> str:
-    if best is None:
-        return "nothing fits: take a smaller model or more memory"
-    model, chosen = best.plan.model, best.plan.load
+def _advice(best: Proposal, load: Load) -> str:
+    chosen = best.plan.load
     asked = (chosen.slots, chosen.context_tokens) == (load.slots, load.context_tokens)
     less = "" if asked else f" (less than the {load.slots} x {load.context_tokens} asked)"
     return (
-        f"best: decoder {model.decoder.precision}, vision {model.vision.precision}, --tiles-per-run {chosen.tiles_per_run} "
-        f"--slots {chosen.slots} --context {chosen.context_tokens}{less}, {show_size(best.plan.total_bytes)}; "
+        f"best: {_setting(best.plan)}{less}, {show_size(best.plan.total_bytes)}; "
         f"room for {best.most_slots} slots, or a context of {best.most_context_tokens}"
+    )
+
+
+def _refusal(least: Plan, memory_bytes: int) -> str:
+    return (
+        f"nothing fits: the memory is {show_size(memory_bytes)}, and the least there is, {_setting(least)}, takes "
+        f"{show_size(least.total_bytes)}; take a smaller model, or a machine with more memory"
+    )
+
+
+def _setting(plan: Plan) -> str:
+    model, load = plan.model, plan.load
+    return (
+        f"decoder {model.decoder.precision}, vision {model.vision.precision}, --tiles-per-run {load.tiles_per_run} "
+        f"--slots {load.slots} --context {load.context_tokens}"
     )
 
 

@@ -47,6 +47,15 @@ def propose(
     return None
 
 
+def smallest(models: Sequence[Model], load: Load, *, target: Target, tile_limits: Sequence[int]) -> Plan:
+    """What `propose` tries last: the model that takes least, one slot, the least context, the fewest tiles."""
+    tokens = min(load.context_tokens, LEAST_CONTEXT)
+    least = replace(load, slots=1, context_tokens=tokens, tiles_per_run=min(tile_limits))
+    return min(
+        (plan_memory(model, least, target=target) for model in models), key=lambda plan: plan.total_bytes
+    )
+
+
 def _shrinking(load: Load) -> Iterator[Load]:
     """The load, with ever less context, and then with ever fewer slots."""
     slots = load.slots
