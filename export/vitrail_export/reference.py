@@ -1,4 +1,5 @@
-"""A float32 PyTorch model of a checkpoint, written for plainness: what exported graphs are measured against.
+"""A float32 PyTorch model of a checkpoint, written for plainness: what exported graphs are measured against; and the same
+in bfloat16.
 
 Weights are read when a layer runs and dropped behind it, so that a model larger than the memory can be run. The
 algorithm is that of the authors (OpenGVLab/InternVL, internvl_chat/internvl/model: modeling_intern_vit.py,
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,12 @@ HEAD_BLOCK_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Every stage of the model, numpy in and out. All arrays are float32 but the tiles."""
+    """Every stage of the model, numpy in and out. All arrays are float32 but the tiles.
 
+    dtype: of weights and activations. Normalizations and softmax are in float32 whatever it is.
+    """
+
+    dtype: ClassVar[Any] = torch.float32
     checkpoint: Checkpoint
 
     def features(self, tiles: Uint8) -> Float32:
@@ -46,7 +51,7 @@ class Reference:
     def embeds(self, features: Float32) -> Float32:
         """Features [n, T, feature_size] -> embeddings [n, T, hidden_size] that stand in the token sequence."""
         with torch.inference_mode():
-            x = self._layer_norm("projector.norm", torch.from_numpy(features), PROJECTOR_EPS)
+            x = self._layer_norm("projector.norm", self._given(features), PROJECTOR_EPS)
             x = functional.gelu(self._linear("projector.fc1", x))
             return _numpy(self._linear("projector.fc2", x))
 
@@ -73,15 +78,18 @@ class Reference:
         """[1, P, hidden_size] -> next-token logits [P, vocab_size], or of the wanted positions only."""
         text = self.checkpoint.config.text
         with torch.inference_mode():
-            x = torch.from_numpy(inputs_embeds[0])
+            x = self._given(inputs_embeds[0])
             rope = rotations(x.shape[0], text)
             for layer in range(text.layers):
                 x = self._text_layer(f"text.layers.{layer}", x, rope)
             x = self._rms_norm("text.norm", x, text.eps)
             return self._head(x if positions is None else x[list(positions)])
 
+    def _given(self, x: Float32) -> Tensor:
+        return torch.from_numpy(x).to(self.dtype)
+
     def _weight(self, name: str) -> Tensor:
-        return torch.from_numpy(self.checkpoint.load(name))
+        return self._given(self.checkpoint.load(name))
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         bias = f"{name}.bias"
@@ -90,19 +98,19 @@ class Reference:
         )
 
     def _layer_norm(self, name: str, x: Tensor, eps: float) -> Tensor:
-        return functional.layer_norm(
-            x, x.shape[-1:], self._weight(f"{name}.weight"), self._weight(f"{name}.bias"), eps
-        )
+        weight, bias = (self._weight(f"{name}.{each}").float() for each in ("weight", "bias"))
+        return functional.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(self.dtype)
 
     def _rms_norm(self, name: str, x: Tensor, eps: float) -> Tensor:
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * self._weight(f"{name}.weight")
+        wide, weight = x.float(), self._weight(f"{name}.weight").float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight).to(self.dtype)
 
     def _patches(self, tiles: Tensor) -> Tensor:
         """Normalized tiles -> class token and patches with their positions [n, 1 + patches, hidden]."""
         vision = self.checkpoint.config.vision
         mean, std = (torch.tensor(each).reshape(3, 1, 1) for each in (vision.mean, vision.std))
         patches = functional.conv2d(
-            (tiles.float() / 255 - mean) / std,
+            ((tiles.float() / 255 - mean) / std).to(self.dtype),
             self._weight("vision.patch_embedding.weight"),
             self._weight("vision.patch_embedding.bias"),
             stride=vision.patch_size,
@@ -161,11 +169,18 @@ class Reference:
         vocab, width = self.checkpoint.shape(HEAD)
         logits = np.empty((x.shape[0], vocab), np.float32)
         for start, stop in blocks_of_rows(vocab, 4 * width, block_bytes=HEAD_BLOCK_BYTES):
-            logits[:, start:stop] = functional.linear(x, self._head_rows(start, stop)).numpy()
+            logits[:, start:stop] = _numpy(functional.linear(x, self._head_rows(start, stop)))
         return logits
 
     def _head_rows(self, start: int, stop: int) -> Tensor:
-        return torch.from_numpy(self.checkpoint.load_rows(HEAD, start, stop))
+        return self._given(self.checkpoint.load_rows(HEAD, start, stop))
+
+
+class Bfloat16(Reference):
+    """The reference as it is run on GPUs: every weight and result rounded to bfloat16."""
+
+    __slots__ = ()
+    dtype = torch.bfloat16
 
 
 def pixel_shuffle(x: Tensor, factor: int, version: str) -> Tensor:
@@ -199,8 +214,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
     out = torch.empty_like(q)
     for head in range(k.shape[0]):
         rows = slice(head * groups, (head + 1) * groups)
-        scores = q[rows] @ k[head].T * q.shape[-1] ** -0.5 + mask
-        out[rows] = scores.softmax(-1) @ v[head]
+        scores = (q[rows] @ k[head].T).float() * q.shape[-1] ** -0.5 + mask
+        out[rows] = scores.softmax(-1).to(q.dtype) @ v[head]
     return out
 
 
@@ -214,10 +229,10 @@ def rotations(length: int, text: TextConfig) -> tuple[Tensor, Tensor]:
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary positions on [heads, P, head_dim]: element i turns with element i + head_dim / 2."""
-    cos, sin = rope
+    cos, sin = (each.to(x.dtype) for each in rope)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def _numpy(x: Tensor) -> Float32:
-    return np.ascontiguousarray(x.numpy())
+    return np.ascontiguousarray(x.float().numpy())

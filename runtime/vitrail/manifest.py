@@ -26,6 +26,7 @@ Sensitive = Literal["lm_head", "first", "last", "v", "down"]
 Stage = Literal["vision_encoder", "projector", "decoder"]
 EngineBuilder = Literal["tensorrt", "tensorrt-rtx"]
 EnginePrecision = Literal["fp16", "bf16", "fp8", "int8"]
+Judge = Literal["onnxruntime", "emulation", "pytorch"]
 CACHE_ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 TemplateName = Literal["internlm2-chat", "Hermes-2", "internvl2_5", "phi3-chat"]
 
@@ -148,7 +149,9 @@ class EngineRecord(Record):
     `dtype` is that of its float inputs and outputs, but for logits, which are float32. `targets` are compute
     capabilities such as sm_86. `precision` is that of its activations; fp8 and int8 say how its matrices multiply.
     `artifact` is its key in Manifest.artifacts. `parity` is of the graph that it was built from, to the same graph
-    in float32, both without a GPU: the lowest cosine and the largest error of all pictures tried.
+    in float32, both without a GPU: the lowest cosine and the largest error of all pictures tried. `judges` computed that
+    precision: onnxruntime with kernels of its own; for bf16, which it has none for, an emulation on onnxruntime and,
+    where torch and the checkpoint were there, the PyTorch reference, whose errors count in `parity`, too.
     """
 
     stage: Stage
@@ -161,6 +164,7 @@ class EngineRecord(Record):
     artifact: str
     build_s: float
     parity: Parity
+    judges: tuple[Judge, ...] = ("onnxruntime",)
 
     @property
     def max_tiles(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,6 +15,7 @@ from vitrail.manifest import (
     DType,
     EngineProfile,
     EngineRecord,
+    Judge,
     Manifest,
     Parity,
     Stage,
@@ -22,10 +24,11 @@ from vitrail.manifest import (
     load_manifest,
     sha256,
 )
+from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.engine.builders import Builder, open_builder
 from vitrail_export.engine.cases import Case, picture_files, vision_cases
 from vitrail_export.engine.compile import compile_graph
-from vitrail_export.engine.gate import Gate
+from vitrail_export.engine.gate import Gate, worst
 from vitrail_export.engine.graphs import position_embedding, write_graphs
 from vitrail_export.engine.options import QUANTIZED, EngineOptions
 from vitrail_export.engine.shapes import decoder_profiles, projector_profile, vision_profile
@@ -60,7 +63,9 @@ def build_engines(
     checkpoint = open_checkpoint(options, manifest)
     with scratch_folder(directory / FOLDER) as scratch:
         gate = Gate(directory, manifest)
-        build = Build(directory, manifest, options, builder, targets, capacity, scratch, gate, report)
+        build = Build(
+            directory, manifest, options, builder, targets, capacity, checkpoint, scratch, gate, report
+        )
         kept = {stage: build.held(stage) for stage in options.stages}
         sources = Sources(directory, manifest, options, scratch, checkpoint)
         found = {stage: sources.find(stage) for stage in options.stages if kept[stage] is None}
@@ -75,12 +80,15 @@ class Build:
     builder: Builder
     targets: tuple[str, ...]
     capacity: int
+    checkpoint: Checkpoint | None
     scratch: Path
     gate: Gate
     report: Report
 
     def held(self, stage: Stage) -> EngineRecord | None:
-        """The engine that an earlier build made for the same builder, targets, precision and profiles, if it is whole."""
+        """The engine that an earlier build made for the same builder, targets, precision and profiles, if it is whole
+        and was judged as it would be now.
+        """
         precision = self.options.precision_of(stage)
         wanted = (
             stage,
@@ -99,7 +107,8 @@ class Build:
                 each.precision,
                 each.profiles,
             )
-            if found == wanted and precision not in QUANTIZED and self._whole(each):
+            judged = set(self.judges(stage)) <= set(each.judges)
+            if found == wanted and judged and precision not in QUANTIZED and self._whole(each):
                 self.report(stage, "up to date", 1.0)
                 return each
         return None
@@ -120,11 +129,26 @@ class Build:
         graphs = write_graphs(source, self.scratch, precision, cases=cases, capacity=self.capacity)
         self.report(stage, "comparing with float32", 0.0)
         parity = self.gate.check(stage, cases, exact=graphs.exact, lowered=graphs.tried, precision=precision)
+        if "pytorch" in self.judges(stage):
+            parity = worst([parity, self.in_pytorch(stage, cases)])
         record = self.compile(stage, graphs.engine, parity)
         self.report(stage, "done", 1.0)
         for used in self.scratch.glob(f"{stage}.*"):
             used.unlink()
         return record
+
+    def judges(self, stage: Stage) -> tuple[Judge, ...]:
+        """Who computes the precision before it is built: PyTorch, too, where it and the checkpoint are there."""
+        if self.options.precision_of(stage) != "bf16":
+            return ("onnxruntime",)
+        return ("emulation", "pytorch") if self.checkpoint and find_spec("torch") else ("emulation",)
+
+    def in_pytorch(self, stage: Stage, cases: list[Case]) -> Parity:
+        from vitrail_export.engine.pytorch import check_in_pytorch  # noqa: PLC0415  torch is needed here only
+
+        assert self.checkpoint is not None
+        self.report(stage, "comparing with float32 in PyTorch", 0.0)
+        return check_in_pytorch(self.checkpoint, stage, cases)
 
     def cases(self, source: Source) -> list[Case]:
         if source.stage == "vision_encoder":
@@ -164,6 +188,7 @@ class Build:
             artifact=f"{FOLDER}/{name}",
             build_s=round(time.monotonic() - started, 1),
             parity=parity,
+            judges=self.judges(stage),
         )
         record_engine(self.directory, record, file)
         return record

@@ -5,6 +5,7 @@ Each stage gets the float32 results of the stage before it, so that an error is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,15 +129,21 @@ def logits(session: Any, prompt: Array) -> Array:
 
 
 def compare(
-    stage: Stage, precision: EnginePrecision, cases: list[Case], found: list[Array], expected: list[Array]
+    stage: Stage,
+    precision: EnginePrecision,
+    cases: list[Case],
+    found: list[Array],
+    expected: list[Array],
+    *,
+    how: str = "",
 ) -> Parity:
     """The lowest cosine and the largest error of the cases that count, all of which must be finite.
 
-    Raises ExportError naming the case that fails.
+    Raises ExportError naming the case that fails, and `how` it was computed.
     """
     each = []
     for case, got, exact in zip(cases, found, expected, strict=True):
-        where = f"{stage} in {precision}, given {case.name}"
+        where = f"{stage} in {precision}{how}, given {case.name}"
         cure = f"build with {INSTEAD[precision]}"
         bad = np.count_nonzero(~np.isfinite(got))
         if bad:
@@ -149,5 +156,10 @@ def compare(
                 f"{where}, has cosine {one.cosine:.6f} to float32, below {FLOORS[precision]}; {cure}"
             )
         each.append(one)
-    worst, largest = min(one.cosine for one in each), max(one.max_abs_error for one in each)
-    return Parity(stage=stage, cosine=worst, max_abs_error=largest)
+    return worst(each)
+
+
+def worst(found: Sequence[Parity]) -> Parity:
+    """The lowest cosine and the largest error of a stage's."""
+    lowest, largest = min(one.cosine for one in found), max(one.max_abs_error for one in found)
+    return Parity(stage=found[0].stage, cosine=lowest, max_abs_error=largest)

@@ -1,0 +1,102 @@
+"""Before an engine is built in bfloat16, PyTorch computes in it beside the emulation, where it can."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import REFERENCE
+
+from vitrail.errors import ExportError
+from vitrail.manifest import load_manifest
+from vitrail_export.checkpoint import Checkpoint
+from vitrail_export.engine import build
+from vitrail_export.engine.cases import Case, outliers
+from vitrail_export.engine.options import EngineOptions
+from vitrail_export.engine.pytorch import Changed, ChangedBfloat16, check_in_pytorch, run
+from vitrail_export.reference import Bfloat16, Reference
+from vitrail_export.verify import parity, sample_tiles
+
+TINY = REFERENCE / "internvl2-tiny"
+STANDARD = {"precision": "float16", "vision_precision": "float16", "dialect": "standard"}
+
+
+@pytest.fixture
+def without_compiling(monkeypatch):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    monkeypatch.setattr(
+        build, "compile_graph", lambda _builder, _graph, engine, **_: engine.write_bytes(b"x")
+    )
+
+
+@pytest.fixture
+def artifacts(exported, tmp_path):
+    return Path(shutil.copytree(exported("internvl2-tiny", **STANDARD), tmp_path / "artifacts"))
+
+
+def engines(directory, **options):
+    """(stage -> record, stage and what happened to it)"""
+    said = []
+    records = build.build_engines(
+        directory,
+        EngineOptions(targets=("sm_89",), decoder=True, context_tokens=512, **options),
+        report=lambda stage, what, _done: said.append((stage, what)),
+    )
+    assert load_manifest(directory).engines == records
+    return {each.stage: each for each in records}, said
+
+
+def test_pytorch_judges_every_stage_where_it_and_the_checkpoint_are_there(without_compiling, artifacts):
+    found, said = engines(artifacts, precision="bf16", checkpoint=TINY)
+    assert {each.judges for each in found.values()} == {("emulation", "pytorch")}
+    assert all(0.999 <= each.parity.cosine < 1 for each in found.values())
+    assert [stage for stage, what in said if "in PyTorch" in what] == list(found)
+
+
+def test_without_pytorch_or_checkpoint_the_emulation_judges_until_they_are_there(
+    without_compiling, artifacts, monkeypatch
+):
+    alone, _ = engines(artifacts, precision="bf16")
+    with monkeypatch.context() as missing:
+        missing.setattr(build, "find_spec", lambda _name: None)
+        _, said = engines(artifacts, precision="bf16", checkpoint=TINY)
+    assert {each.judges for each in alone.values()} == {("emulation",)}
+    assert {what for _, what in said} == {"up to date"}
+    again, _ = engines(artifacts, precision="bf16", checkpoint=TINY)
+    assert {each.judges for each in again.values()} == {("emulation", "pytorch")}
+    _, said = engines(artifacts, precision="bf16")
+    assert {what for _, what in said} == {"up to date"}
+
+
+def test_other_precisions_are_judged_by_onnxruntime(without_compiling, artifacts):
+    found, _ = engines(artifacts, checkpoint=TINY)
+    assert {each.judges for each in found.values()} == {("onnxruntime",)}
+
+
+def test_the_reference_in_bfloat16_is_near_itself_in_float32_and_not_equal(exported):
+    tiles = sample_tiles(load_manifest(exported("internvl2-tiny")))
+    exact, half = (kind(Checkpoint.open(TINY)).features(tiles) for kind in (Reference, Bfloat16))
+    assert half.dtype == np.float32
+    assert 0.999 < parity("", half, exact).cosine < 0.999999
+
+
+def test_extreme_position_embeddings_reach_the_reference(exported):
+    checkpoint, tiles = Checkpoint.open(TINY), sample_tiles(load_manifest(exported("internvl2-tiny")))
+    extreme, channels = outliers(checkpoint.load("vision.position_embedding"))
+    feeds = {"tiles": tiles, "vision.position_embedding": extreme}
+    plain, changed = (run(Changed, checkpoint, Case("", each)) for each in ({"tiles": tiles}, feeds))
+    width = extreme.shape[-1]
+    assert np.abs(changed - plain)[..., [each + width for each in channels]].min() > 1000
+    case = Case("extreme activations", feeds, ignored=channels, period=width)
+    assert check_in_pytorch(checkpoint, "vision_encoder", [case]).cosine > 0.999
+    assert not np.array_equal(run(ChangedBfloat16, checkpoint, case), changed)
+
+
+def test_activations_that_differ_by_less_than_bfloat16_tells_apart_are_refused():
+    """float32 takes the mean of 8192 out again; bfloat16 has rounded all that differs to steps of 64 by then."""
+    checkpoint = Checkpoint.open(TINY)
+    shape = (1, 256, checkpoint.config.feature_size)
+    shifted = np.random.default_rng(0).normal(8192, 1, shape).astype(np.float32)
+    words = "projector in bf16 in PyTorch, given shifted features, has cosine .*build with --precision fp16"
+    with pytest.raises(ExportError, match=words):
+        check_in_pytorch(checkpoint, "projector", [Case("shifted features", {"features": shifted})])
