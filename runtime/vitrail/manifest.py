@@ -149,9 +149,8 @@ class EngineRecord(Record):
     `dtype` is that of its float inputs and outputs, but for logits, which are float32. `targets` are compute
     capabilities such as sm_86. `precision` is that of its activations; fp8 and int8 say how its matrices multiply.
     `artifact` is its key in Manifest.artifacts. `parity` is of the graph that it was built from, to the same graph
-    in float32, both without a GPU: the lowest cosine and the largest error of all pictures tried. `judges` computed that
-    precision: onnxruntime with kernels of its own; for bf16, which it has none for, an emulation on onnxruntime and,
-    where torch and the checkpoint were there, the PyTorch reference, whose errors count in `parity`, too.
+    in float32, both without a GPU: the lowest cosine and the largest error of all pictures tried. `judge` computed it:
+    onnxruntime; for bf16, which that has no kernels for, the PyTorch reference, or an emulation where that could not run.
     """
 
     stage: Stage
@@ -164,7 +163,7 @@ class EngineRecord(Record):
     artifact: str
     build_s: float
     parity: Parity
-    judges: tuple[Judge, ...] = ("onnxruntime",)
+    judge: Judge = "onnxruntime"
 
     @property
     def max_tiles(self) -> int:

@@ -12,6 +12,7 @@ from vitrail.manifest import load_manifest
 from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.engine import build
 from vitrail_export.engine.cases import Case, outliers
+from vitrail_export.engine.gate import FLOORS, UNJUDGED_FLOOR, compare
 from vitrail_export.engine.options import EngineOptions
 from vitrail_export.engine.pytorch import Changed, ChangedBfloat16, check_in_pytorch, run
 from vitrail_export.reference import Bfloat16, Reference
@@ -48,7 +49,7 @@ def engines(directory, **options):
 
 def test_pytorch_judges_every_stage_where_it_and_the_checkpoint_are_there(without_compiling, artifacts):
     found, said = engines(artifacts, precision="bf16", checkpoint=TINY)
-    assert {each.judges for each in found.values()} == {("emulation", "pytorch")}
+    assert {each.judge for each in found.values()} == {"pytorch"}
     assert all(0.999 <= each.parity.cosine < 1 for each in found.values())
     assert [stage for stage, what in said if "in PyTorch" in what] == list(found)
 
@@ -60,17 +61,17 @@ def test_without_pytorch_or_checkpoint_the_emulation_judges_until_they_are_there
     with monkeypatch.context() as missing:
         missing.setattr(build, "find_spec", lambda _name: None)
         _, said = engines(artifacts, precision="bf16", checkpoint=TINY)
-    assert {each.judges for each in alone.values()} == {("emulation",)}
+    assert {each.judge for each in alone.values()} == {"emulation"}
     assert {what for _, what in said} == {"up to date"}
     again, _ = engines(artifacts, precision="bf16", checkpoint=TINY)
-    assert {each.judges for each in again.values()} == {("emulation", "pytorch")}
+    assert {each.judge for each in again.values()} == {"pytorch"}
     _, said = engines(artifacts, precision="bf16")
     assert {what for _, what in said} == {"up to date"}
 
 
 def test_other_precisions_are_judged_by_onnxruntime(without_compiling, artifacts):
     found, _ = engines(artifacts, checkpoint=TINY)
-    assert {each.judges for each in found.values()} == {("onnxruntime",)}
+    assert {each.judge for each in found.values()} == {"onnxruntime"}
 
 
 def test_the_reference_in_bfloat16_is_near_itself_in_float32_and_not_equal(exported):
@@ -100,3 +101,36 @@ def test_activations_that_differ_by_less_than_bfloat16_tells_apart_are_refused()
     words = "projector in bf16 in PyTorch, given shifted features, has cosine .*build with --precision fp16"
     with pytest.raises(ExportError, match=words):
         check_in_pytorch(checkpoint, "projector", [Case("shifted features", {"features": shifted})])
+
+
+def test_the_emulation_s_refusal_of_photographs_is_pytorch_s_to_lift():
+    """A cosine between the two floors: refused by the emulation alone, with the way to PyTorch; else a mistake is looked for."""
+    rng = np.random.default_rng(0)
+    exact = rng.normal(size=(1, 256, 64)).astype(np.float32)
+    found = exact + rng.normal(scale=0.05, size=exact.shape).astype(np.float32)
+    assert 0.99 < parity("", found, exact).cosine < 0.999
+    pair = ([Case("a photograph", {}, real=True)], [found], [exact])
+    with pytest.raises(
+        ExportError, match=r"in bf16 in emulation, given a photograph, .*--checkpoint .*PyTorch"
+    ):
+        compare("vision_encoder", "bf16", *pair, judge="emulation", floor=FLOORS["bf16"])
+    assert compare("vision_encoder", "bf16", *pair, judge="emulation", floor=UNJUDGED_FLOOR).cosine > 0.99
+
+
+def test_artificial_pictures_must_be_finite_in_bfloat16_and_no_more():
+    exact = np.random.default_rng(0).normal(size=(1, 4, 64)).astype(np.float32)
+    cases = [Case("a photograph", {}), Case("noise", {}, artificial=True)]
+    found = compare(
+        "vision_encoder", "bf16", cases, [exact, -exact], [exact] * 2, judge="pytorch", floor=0.999
+    )
+    assert found.cosine == pytest.approx(1)
+    with pytest.raises(ExportError, match=r"given noise: 256 of 256 outputs are not finite"):
+        compare(
+            "vision_encoder",
+            "bf16",
+            cases,
+            [exact, exact * np.nan],
+            [exact] * 2,
+            judge="pytorch",
+            floor=0.999,
+        )

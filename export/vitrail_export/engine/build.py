@@ -28,7 +28,7 @@ from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.engine.builders import Builder, open_builder
 from vitrail_export.engine.cases import Case, picture_files, vision_cases
 from vitrail_export.engine.compile import compile_graph
-from vitrail_export.engine.gate import Gate, worst
+from vitrail_export.engine.gate import Gate
 from vitrail_export.engine.graphs import position_embedding, write_graphs
 from vitrail_export.engine.options import QUANTIZED, EngineOptions
 from vitrail_export.engine.shapes import decoder_profiles, projector_profile, vision_profile
@@ -107,7 +107,7 @@ class Build:
                 each.precision,
                 each.profiles,
             )
-            judged = set(self.judges(stage)) <= set(each.judges)
+            judged = self.judge(stage) in (each.judge, "emulation")
             if found == wanted and judged and precision not in QUANTIZED and self._whole(each):
                 self.report(stage, "up to date", 1.0)
                 return each
@@ -128,20 +128,23 @@ class Build:
         cases = self.cases(source)
         graphs = write_graphs(source, self.scratch, precision, cases=cases, capacity=self.capacity)
         self.report(stage, "comparing with float32", 0.0)
-        parity = self.gate.check(stage, cases, exact=graphs.exact, lowered=graphs.tried, precision=precision)
-        if "pytorch" in self.judges(stage):
-            parity = worst([parity, self.in_pytorch(stage, cases)])
+        judge = self.judge(stage)
+        parity = self.gate.check(
+            stage, cases, exact=graphs.exact, lowered=graphs.tried, precision=precision, judge=judge
+        )
+        if judge == "pytorch":
+            parity = self.in_pytorch(stage, cases)
         record = self.compile(stage, graphs.engine, parity)
         self.report(stage, "done", 1.0)
         for used in self.scratch.glob(f"{stage}.*"):
             used.unlink()
         return record
 
-    def judges(self, stage: Stage) -> tuple[Judge, ...]:
-        """Who computes the precision before it is built: PyTorch, too, where it and the checkpoint are there."""
+    def judge(self, stage: Stage) -> Judge:
+        """What computes the precision before it is built: bf16 PyTorch, where it and the checkpoint are there."""
         if self.options.precision_of(stage) != "bf16":
-            return ("onnxruntime",)
-        return ("emulation", "pytorch") if self.checkpoint and find_spec("torch") else ("emulation",)
+            return "onnxruntime"
+        return "pytorch" if self.checkpoint and find_spec("torch") else "emulation"
 
     def in_pytorch(self, stage: Stage, cases: list[Case]) -> Parity:
         from vitrail_export.engine.pytorch import check_in_pytorch  # noqa: PLC0415  torch is needed here only
@@ -188,7 +191,7 @@ class Build:
             artifact=f"{FOLDER}/{name}",
             build_s=round(time.monotonic() - started, 1),
             parity=parity,
-            judges=self.judges(stage),
+            judge=self.judge(stage),
         )
         record_engine(self.directory, record, file)
         return record

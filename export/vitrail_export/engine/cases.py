@@ -27,11 +27,15 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run of a graph. ignored: channels of the output's last axis that are outliers themselves, of `period`."""
+    """One run of a graph. real: a picture that a user gave; artificial: one that no camera takes.
+
+    ignored: channels of the output's last axis that are outliers themselves, of `period`.
+    """
 
     name: str
     feeds: dict[str, Array]
     real: bool = False
+    artificial: bool = False
     ignored: tuple[int, ...] = field(default=())
     period: int = 1
 
@@ -44,8 +48,9 @@ class Case:
 
 def vision_cases(manifest: Manifest, pictures: tuple[Path, ...], positions: Array) -> list[Case]:
     """positions: the position embedding [1, 1 + patches, d], through which outliers enter the residual stream."""
-    named = {SMOOTH: sample_tiles(manifest), **_extremes(manifest.vision.tile_size)}
-    found = [Case(name, {"tiles": tile}) for name, tile in named.items()]
+    drawn = _extremes(manifest.vision.tile_size).items()
+    found = [Case(SMOOTH, {"tiles": sample_tiles(manifest)})]
+    found += [Case(name, {"tiles": tile}, artificial=True) for name, tile in drawn]
     found += [Case(path.name, {"tiles": tile}, real=True) for path, tile in _read(manifest, pictures)]
     width = positions.shape[-1]
     extreme, channels = outliers(positions)

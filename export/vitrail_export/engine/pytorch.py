@@ -1,6 +1,6 @@
 """bfloat16 in the PyTorch reference beside the same in float32: its own kernels, where ONNX Runtime has none on a CPU.
 
-It is the checkpoint that is tried, by another implementation than the graph, whose emulation is tried beside it.
+It is the checkpoint that is tried, by another implementation than the graph. That one is emulated beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from vitrail.manifest import Parity, Stage
 from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.engine.cases import Case
-from vitrail_export.engine.gate import compare
+from vitrail_export.engine.gate import FLOORS, compare
 from vitrail_export.graph import Array
 from vitrail_export.reference import Bfloat16, Reference
 from vitrail_export.verify import TEXT_TOKENS
@@ -39,7 +39,7 @@ class ChangedBfloat16(Changed, Bfloat16):
 def check_in_pytorch(checkpoint: Checkpoint, stage: Stage, cases: list[Case]) -> Parity:
     """Raises ExportError naming the case in which bfloat16 is not finite or not close to float32."""
     expected, found = ([run(kind, checkpoint, each) for each in cases] for kind in (Changed, ChangedBfloat16))
-    return compare(stage, "bf16", cases, found, expected, how=" in PyTorch")
+    return compare(stage, "bf16", cases, found, expected, judge="pytorch", floor=FLOORS["bf16"])
 
 
 def run(kind: type[Changed], checkpoint: Checkpoint, case: Case) -> Array:
