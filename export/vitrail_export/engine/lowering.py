@@ -1,8 +1,8 @@
 """An exported float graph in another arithmetic: first `widen` to float32 in standard operators, then `lower`.
 
 In the lowered graph everything is of one half-precision type but what overflows in it: the normalizations (of pixels,
-LayerNorm, RMSNorm) stay in float32 between casts. Softmax is part of Attention, whose one kernel chooses how it sums:
-TensorRT's parser refuses ONNX's softmax_precision.
+LayerNorm, RMSNorm) stay in float32 between casts. Softmax is part of Attention: TensorRT's parser refuses ONNX's
+softmax_precision, so scores that leave the type are found when the graph is tried, on a kernel that rounds them to it.
 """
 
 from __future__ import annotations
