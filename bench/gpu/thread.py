@@ -22,6 +22,7 @@ class OneThread:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bench-decoder")
         self.session = self.run(open)
         self.slots, self.capacity = self.session.slots, self.session.capacity
+        self.reads_as_written = self.session.reads_as_written
 
     def run(self, action: Callable[[], T]) -> T:
         return self._thread.submit(action).result()

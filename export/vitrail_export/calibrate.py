@@ -39,7 +39,9 @@ def calibrate(checkpoint: Checkpoint, prompts: Sequence[Float32], *, form: Form,
 
 @dataclass(slots=True)
 class Walk:
-    """How far the prompts have come: x [sum of P, hidden_size] before layer `next`, and what the layer behind it gave."""
+    """How far the prompts have come: x [sum of P, hidden_size] before layer `next`, the codes that the layer behind it gave,
+    and the cache's steps of all layers so far.
+    """
 
     x: Tensor
     next: int = 0
@@ -66,7 +68,7 @@ class LayerByLayer(Reference):
 
     def run_layer(self) -> None:
         walk = self.walk
-        walk.codes, walk.steps = {}, {}
+        walk.codes = {}
         turns = rotations(max(self.lengths), self.checkpoint.config.text)
         cos, sin = (torch.cat([each[:length] for length in self.lengths]) for each in turns)
         with torch.inference_mode():
@@ -76,20 +78,19 @@ class LayerByLayer(Reference):
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         weight, bias = f"{name}.weight", f"{name}.bias"
-        bits = self._bits(name)
-        matrix = self._weight(weight)
-        if bits is not None:
-            self.walk.codes[weight] = self._quantize(
-                matrix, x, bits=bits, block=block_size(matrix.shape[1], name)
-            )
-            matrix = torch.from_numpy(restore(self.walk.codes[weight], bits=bits))
+        form, matrix = self._form(name), self._weight(weight)
+        if form is not None and form.bits is not None:
+            inputs = matrix.shape[1]
+            block = inputs if form.int8 else block_size(inputs, name)
+            self.walk.codes[weight] = self._quantize(matrix, x, bits=form.bits, block=block)
+            matrix = torch.from_numpy(restore(self.walk.codes[weight], bits=form.bits))
         return functional.linear(x, matrix, self._weight(bias) if bias in self.checkpoint.names() else None)
 
-    def _bits(self, name: str) -> Bits | None:
+    def _form(self, name: str) -> Form | None:
         found = _LAYER.fullmatch(name)
         if found is None:
             return None
-        return self.form.in_layer(int(found[1]), self.checkpoint.config.text.layers).bits_of(found[2])
+        return self.form.in_layer(int(found[1]), self.checkpoint.config.text.layers).of(found[2])
 
     def _quantize(self, matrix: Tensor, x: Tensor, *, bits: Bits, block: int) -> Codes:
         if not self.gptq:
@@ -127,7 +128,8 @@ class Calibrated:
         yield 0, self.layers.walk.codes[name]
 
     def cache_scales(self, name: str) -> Array:
-        self._go_to(name)
+        if name not in self.layers.walk.steps:
+            self._go_to(name)
         return self.layers.walk.steps[name]
 
     def _go_to(self, name: str) -> None:

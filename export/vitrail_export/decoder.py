@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
 from vitrail_export.config import TextConfig
-from vitrail_export.graph import CONTRIB, Bits, CacheScales, Fill, Form, Weight, constant, new_graph, vector
+from vitrail_export.graph import CONTRIB, CacheScales, Fill, Form, Weight, constant, new_graph, vector
 from vitrail_export.layers import RMSNorm, linear, norm_dtype, rms_normalize
 
 FLOAT, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
@@ -62,23 +62,20 @@ class Attention(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.config, self.form = config, form
         heads, kv_heads = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        apart = form.bits_of("v") != form.bits
+        apart = form.of("v") != form
         stacked = ("q", "k") if apart else ("q", "k", "v")
-        self.qkv = self.projection(heads + kv_heads * (len(stacked) - 1), stacked, form.bits)
-        self.v = self.projection(kv_heads, ("v",), form.bits_of("v")) if apart else None
+        self.qkv = self.projection(heads + kv_heads * (len(stacked) - 1), stacked, form)
+        self.v = self.projection(kv_heads, ("v",), form.of("v")) if apart else None
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, eps=config.eps, form=form)
             self.k_norm = RMSNorm(config.head_dim, eps=config.eps, form=form)
-        self.o = linear(
-            config.heads * config.head_dim, config.hidden_size, form=form, bias=config.o_bias, bits=form.bits
-        )
+        self.o = linear(config.heads * config.head_dim, config.hidden_size, form=form, bias=config.o_bias)
         if form.cache is not None:
             channels, fill = config.kv_heads * config.head_dim, _cache_scales(form.cache)
             self.key_step, self.value_step = Weight([channels], FLOAT, fill), Weight([channels], FLOAT, fill)
 
-    def projection(self, outputs: int, parts: tuple[str, ...], bits: Bits | None) -> nn.Module:
-        size, bias = self.config.hidden_size, self.config.qkv_bias
-        return linear(size, outputs, form=self.form, bias=bias, parts=parts, bits=bits)
+    def projection(self, outputs: int, parts: tuple[str, ...], form: Form) -> nn.Module:
+        return linear(self.config.hidden_size, outputs, form=form, bias=self.config.qkv_bias, parts=parts)
 
     def forward(self, op: Any, x: Any, cache: tuple[Any, Any], step: StepInputs) -> tuple[Any, Any, Any]:
         if self.form.dialect == "standard":
@@ -155,8 +152,8 @@ class MLP(nn.Module):  # type: ignore[misc]
     def __init__(self, config: TextConfig, form: Form) -> None:
         super().__init__()
         size, inner = config.hidden_size, config.intermediate_size
-        self.gate_up = linear(size, 2 * inner, form=form, bias=False, parts=("gate", "up"), bits=form.bits)
-        self.down = linear(inner, size, form=form, bias=False, bits=form.bits_of("down"))
+        self.gate_up = linear(size, 2 * inner, form=form, bias=False, parts=("gate", "up"))
+        self.down = linear(inner, size, form=form.of("down"), bias=False)
 
     def forward(self, op: Any, x: Any) -> Any:
         gate, up = op.Split(self.gate_up(op, x), axis=-1, num_outputs=2, _outputs=2)
@@ -192,9 +189,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
             [Layer(config, form.in_layer(at, config.layers)) for at in range(config.layers)]
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.eps, form=form)
-        self.lm_head = linear(
-            config.hidden_size, config.vocab_size, form=form, bias=False, bits=form.bits_of("lm_head")
-        )
+        self.lm_head = linear(config.hidden_size, config.vocab_size, form=form.of("lm_head"), bias=False)
 
     def forward(
         self, op: Any, x: Any, lengths: tuple[Any, ...], logit_positions: Any, caches: list[tuple[Any, Any]]

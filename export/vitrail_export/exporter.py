@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,8 @@ from vitrail.manifest import (
     Dialect,
     DType,
     Manifest,
+    Precision,
+    Prefill,
     Quantizer,
     Sensitive,
     TablePrecision,
@@ -47,9 +49,14 @@ from vitrail_export.projector import build_projector
 from vitrail_export.tokenizer import export_tokenizer
 from vitrail_export.vision import build_vision_encoder
 
-Precision: TypeAlias = Literal["float32", "float16", "int8", "int4"]
-PRECISIONS: dict[str, Precision] = {"fp32": "float32", "fp16": "float16", "int8": "int8", "int4": "int4"}
-GRAPHS = ("vision_encoder", "projector", "decoder")
+PRECISIONS: dict[str, Precision] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "int8",
+    "w8a8": "w8a8",
+    "int4": "int4",
+}
+GRAPHS = ("vision_encoder", "projector", "decoder", "prefill")
 WRITTEN = (
     *(f"{graph}.onnx{suffix}" for graph in GRAPHS for suffix in ("", ".data")),
     EMBEDDINGS,
@@ -65,14 +72,15 @@ DTYPES: dict[DType, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.
 class ExportOptions:
     """What to make of a checkpoint.
 
-    precision of the language model; int8 and int4 are weight-only, with activations in `activations`.
+    precision of the language model; int8 and int4 are weight-only, with activations in `activations`; w8a8 multiplies in int8.
     vision_precision: int8 for the encoder's matrix products, activations quantized as they come. dialect: `ort` for ONNX Runtime, `standard` for TensorRT.
-    quantizer: rtn rounds, gptq follows `calibration`, a directory of pictures. sensitive: what int4 keeps in int8.
-    cache: of keys and values, int8 by `calibration` too. embeddings: of the table; None is int8 beside integer weights.
+    quantizer: rtn rounds, gptq follows `calibration`, a directory of pictures. sensitive: what int4 and w8a8 keep weight-only in int8.
+    prefill: w8a8 adds a graph that reads prompts. cache: of keys and values, int8 by `calibration` too. embeddings: of the table; None is int8 beside integer weights.
     Raises OptionError for what does not go together.
     """
 
     precision: Precision = "int4"
+    prefill: Prefill = "same"
     vision_precision: VisionPrecision = "float32"
     activations: DType = "float32"
     dialect: Dialect = "ort"
@@ -84,7 +92,17 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if self.quantizer == "gptq" and not self.bits:
-            raise OptionError(f"quantizer gptq is for int8 and int4, not {self.precision}; leave it out")
+            raise OptionError(
+                f"quantizer gptq is for int8, w8a8 and int4, not {self.precision}; leave it out"
+            )
+        if "w8a8" in (self.precision, self.prefill) and (self.dialect, self.decoder_dtype) != (
+            "ort",
+            "float32",
+        ):
+            raise OptionError(
+                f"w8a8 is for CPUs: in dialect ort with activations in float32, not {self.dialect} with "
+                f"{self.decoder_dtype}; choose another precision"
+            )
         if self.cache == "int8" and self.dialect == "standard":
             raise OptionError("an int8 KV cache is for dialect ort; leave it out for dialect standard")
         if self.calibrated and self.calibration is None:
@@ -97,7 +115,11 @@ class ExportOptions:
 
     @property
     def bits(self) -> Bits | None:
-        return {"int8": 8, "int4": 4}.get(self.precision)  # type: ignore[return-value]
+        return {"w8a8": 8, "int8": 8, "int4": 4}.get(self.precision)  # type: ignore[return-value]
+
+    @property
+    def spared(self) -> tuple[Sensitive, ...]:
+        return self.sensitive if self.precision in ("int4", "w8a8") else ()
 
     @property
     def table_precision(self) -> TablePrecision:
@@ -118,13 +140,30 @@ class ExportOptions:
             raise OptionError(
                 "vision precision int8 is for dialect ort; export dialect standard with fp16 or fp32"
             )
-        return Form(self.dialect, DTYPES[self.vision_dtype], dynamic_int8=self.vision_precision == "int8")
+        dtype = DTYPES[self.vision_dtype]
+        return (
+            Form(self.dialect, dtype, bits=8, int8="tensor")
+            if self.vision_precision == "int8"
+            else Form(self.dialect, dtype)
+        )
 
     @property
     def decoder_form(self) -> Form:
         """As its weights are rounded; nothing is calibrated."""
-        sensitive = frozenset(self.sensitive) if self.bits == 4 else frozenset()
-        return Form(self.dialect, DTYPES[self.decoder_dtype], bits=self.bits, sensitive=sensitive)
+        return Form(
+            self.dialect,
+            DTYPES[self.decoder_dtype],
+            bits=self.bits,
+            sensitive=frozenset(self.spared),
+            int8="row" if self.precision == "w8a8" else None,
+        )
+
+    @property
+    def prefill_form(self) -> Form | None:
+        """The form of a graph that reads prompts, where they have one of their own."""
+        if self.prefill == "same" or self.precision == "w8a8":
+            return None
+        return replace(self, precision="w8a8").decoder_form
 
 
 def read_precision(value: str) -> Precision:
@@ -164,20 +203,15 @@ def export_checkpoint(
     checkpoint = Checkpoint.open(source)
     prepare(out)
     config = checkpoint.config
-    graphs = {
-        "vision_encoder": build_vision_encoder(config, options.vision_form),
-        "projector": build_projector(config, options.vision_form),
-        "decoder": build_decoder(config.text, options.decoder_form),
-    }
+    graphs = build_graphs(config, options)
     table_dtype: TableDType = np.dtype("f4" if options.precision == "float32" else "f2")
     expected = sum(map(weight_bytes, graphs.values()))
     expected += table_bytes(checkpoint, options.table_precision, table_dtype)
     check_disk(out, expected)
     tokenizer = export_tokenizer(checkpoint.path, out, template=config.template, eos_ids=config.eos_ids)
     if options.calibrated:
-        graphs["decoder"] = build_decoder(
-            config.text, fitted_decoder_form(checkpoint, options, tokenizer, out)
-        )
+        fitted = fitted_decoder_form(checkpoint, options, tokenizer, out)
+        graphs |= build_decoders(config, options, fitted)
     meter = Meter(expected, progress)
     for name, builder in graphs.items():
         save_graph(builder, checkpoint, out / f"{name}.onnx", meter.stage(name))
@@ -190,6 +224,23 @@ def export_checkpoint(
     if write_manifest:
         manifest.write(out)
     return manifest
+
+
+def build_graphs(config: ModelConfig, options: ExportOptions) -> dict[str, GraphBuilder]:
+    """By their names in GRAPHS, as nothing is calibrated."""
+    return {
+        "vision_encoder": build_vision_encoder(config, options.vision_form),
+        "projector": build_projector(config, options.vision_form),
+        **build_decoders(config, options, options.decoder_form),
+    }
+
+
+def build_decoders(config: ModelConfig, options: ExportOptions, form: Form) -> dict[str, GraphBuilder]:
+    """The language model in its `form`, and the graph that reads prompts into the same cache, where there is one."""
+    graphs = {"decoder": build_decoder(config.text, form)}
+    if options.prefill_form is not None:
+        graphs["prefill"] = build_decoder(config.text, replace(options.prefill_form, cache=form.cache))
+    return graphs
 
 
 def fitted_decoder_form(
@@ -277,11 +328,12 @@ def decoder_contract(config: ModelConfig, options: ExportOptions) -> DecoderCont
     text = config.text
     return DecoderContract(
         precision=options.precision,
+        prefill="same" if options.prefill_form is None else "w8a8",
         dtype=options.decoder_dtype,
         cache=options.cache,
         embeddings=options.table_precision,
         quantizer=options.quantizer,
-        sensitive=options.sensitive if options.bits == 4 else (),
+        sensitive=options.spared,
         dialect=options.dialect,
         chunked_batch=options.dialect == "standard",
         layers=text.layers,

@@ -71,8 +71,9 @@ class Form:
     """The form a graph is written in.
 
     dialect: `ort` uses ONNX Runtime's fused operators, `standard` only opset 24 (which TensorRT parses).
-    dtype of activations and float weights. bits: None for float weights, else weight-only 8 or 4, made by `quantizer`
-    (None: rounded); what is `sensitive` gets 8. dynamic_int8: every matrix product in int8. cache: float where None.
+    dtype of activations and float weights. bits: None for float weights, else 8 or 4, made by `quantizer` (None: rounded).
+    int8: matrix products in int8, activations by a scale of each `tensor` or each `row` as they come; None: only weights
+    are integers. What is `sensitive` gets 8 bits, and keeps its activations. cache: float where None.
     """
 
     dialect: Literal["ort", "standard"]
@@ -81,7 +82,7 @@ class Form:
     sensitive: frozenset[Sensitive] = frozenset()
     quantizer: Quantizer | None = None
     cache: CacheScales | None = None
-    dynamic_int8: bool = False
+    int8: Literal["tensor", "row"] | None = None
 
     @property
     def half(self) -> bool:
@@ -95,11 +96,14 @@ class Form:
         """The form of one of the language model's layers."""
         first, last = layer == 0, layer == layers - 1
         raised = (first and "first" in self.sensitive) or (last and "last" in self.sensitive)
-        return replace(self, bits=8) if self.bits and raised else self
+        return self._spared() if raised else self
 
-    def bits_of(self, part: str) -> Bits | None:
-        """The bits of a matrix by the last part of its module's name, such as `down`."""
-        return 8 if self.bits and part in self.sensitive else self.bits
+    def of(self, part: str) -> Form:
+        """The form of a matrix by the last part of its module's name, such as `down`."""
+        return self._spared() if part in self.sensitive else self
+
+    def _spared(self) -> Form:
+        return replace(self, bits=8, int8=None) if self.bits else self
 
 
 class Weight(nn.Parameter):  # type: ignore[misc]

@@ -26,6 +26,8 @@ from vitrail_export.graph import (
 from vitrail_export.quantize import Rounding, block_size, pack_nibbles
 
 FLOAT = ir.DataType.FLOAT
+SMALLEST = 1e-30
+"""What the largest activation of a row of zeros is taken for."""
 
 
 class LayerNorm(nn.Module):  # type: ignore[misc]
@@ -78,18 +80,15 @@ def linear(
     form: Form,
     bias: bool,
     parts: tuple[str, ...] = (),
-    bits: Bits | None = None,
 ) -> nn.Module:
-    """x [..., inputs] -> [..., outputs]. `parts` names sibling matrices of the checkpoint that are stacked into one.
-
-    bits None keeps float weights; 8 or 4 quantizes them in the form's dialect.
-    """
-    if form.dynamic_int8:
-        return DynamicInt8Linear(inputs, outputs, form=form, bias=bias)
-    if bits is None:
+    """x [..., inputs] -> [..., outputs]. `parts` names sibling matrices of the checkpoint that are stacked into one."""
+    if form.int8 is not None:
+        kind = TensorInt8Linear if form.int8 == "tensor" else RowInt8Linear
+        return kind(inputs, outputs, form=form, bias=bias, parts=parts)
+    if form.bits is None:
         return FloatLinear(inputs, outputs, form=form, bias=bias, parts=parts)
-    kind = NBitsLinear if form.dialect == "ort" else DequantizedLinear
-    return kind(inputs, outputs, form=form, bias=bias, parts=parts, bits=bits)
+    weight_only = NBitsLinear if form.dialect == "ort" else DequantizedLinear
+    return weight_only(inputs, outputs, form=form, bias=bias, parts=parts, bits=form.bits)
 
 
 class FloatLinear(nn.Module):  # type: ignore[misc]
@@ -124,20 +123,38 @@ class NBitsLinear(nn.Module):  # type: ignore[misc]
         )
 
 
-class DynamicInt8Linear(nn.Module):  # type: ignore[misc]
-    """Multiplies in int8: weights per output channel, activations per tensor as they come. For many rows on a CPU."""
+class Int8Linear(nn.Module):  # type: ignore[misc]
+    """Weights in int8 with a scale for each output channel, for products in int8."""
 
-    def __init__(self, inputs: int, outputs: int, *, form: Form, bias: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, form: Form, bias: bool, parts: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
-        made = Quantized((), 8, inputs)
+        made = Quantized(parts, 8, inputs, form.quantizer or Rounding())
         self.weight = Weight([inputs, outputs], ir.DataType.INT8, made.signed_codes((inputs, outputs)))
         self.scales = Weight([outputs], form.dtype, made.scales(form.dtype))
-        self.bias = Weight([outputs], form.dtype, stacked_vector(form.dtype, ())) if bias else None
+        self.bias = Weight([outputs], form.dtype, stacked_vector(form.dtype, parts)) if bias else None
+
+
+class TensorInt8Linear(Int8Linear):
+    """Activations by one scale for the whole tensor: the fastest, but every row depends on its neighbours."""
 
     def forward(self, op: Any, x: Any) -> Any:
         return op.DynamicQuantizeMatMul(
             x, self.weight, self.scales, None, self.bias, _domain=CONTRIB, _version=1
         )
+
+
+class RowInt8Linear(Int8Linear):
+    """Activations by a scale for each row, so that no row depends on its neighbours."""
+
+    def forward(self, op: Any, x: Any) -> Any:
+        middle = op.Constant(value=ir.tensor(np.array(128, np.uint8)))
+        largest = op.Clip(op.ReduceMax(op.Abs(x), [-1], keepdims=1), SMALLEST)
+        codes = op.QuantizeLinear(op.Mul(x, op.Div(127.0, largest)), 1.0, middle)
+        y = op.MatMulIntegerToFloat(codes, self.weight, 1.0, self.scales, middle, _domain=CONTRIB, _version=1)
+        y = op.Mul(y, op.Div(largest, 127.0))
+        return y if self.bias is None else op.Add(y, self.bias)
 
 
 class DequantizedLinear(nn.Module):  # type: ignore[misc]

@@ -22,8 +22,8 @@ class Projector(nn.Module):  # type: ignore[misc]
         super().__init__("projector")
         size = config.text.hidden_size
         self.norm = LayerNorm(config.feature_size, eps=NORM_EPS, form=form)
-        self.fc1 = linear(config.feature_size, size, form=form, bias=True, parts=("fc1",), bits=form.bits)
-        self.fc2 = linear(size, size, form=form, bias=True, parts=("fc2",), bits=form.bits)
+        self.fc1 = linear(config.feature_size, size, form=form, bias=True, parts=("fc1",))
+        self.fc2 = linear(size, size, form=form, bias=True, parts=("fc2",))
 
     def forward(self, op: Any, x: Any) -> Any:
         return self.fc2(op, op.Gelu(self.fc1(op, self.norm(op, x))))
@@ -31,7 +31,7 @@ class Projector(nn.Module):  # type: ignore[misc]
 
 def build_projector(config: ModelConfig, form: Form) -> GraphBuilder:
     """Beside an encoder in int8 its weights are int8 by block: it costs a hundredth of the encoder, so only memory counts."""
-    form = replace(form, dynamic_int8=False, bits=8 if form.dynamic_int8 else None)
+    form = replace(form, int8=None)
     builder, op = new_graph("projector")
     x = builder.input("features", form.dtype, ["tiles", config.tokens_per_tile, config.feature_size])
     y = Projector(config, form)(op, x)

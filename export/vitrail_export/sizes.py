@@ -9,11 +9,14 @@ from vitrail.errors import CheckpointError
 from vitrail.plan.model import Model
 from vitrail_export.config import ModelConfig
 from vitrail_export.config_json import read_config
-from vitrail_export.decoder import build_decoder
-from vitrail_export.exporter import ExportOptions, decoder_contract, vision_contract, weight_bytes
-from vitrail_export.projector import build_projector
+from vitrail_export.exporter import (
+    ExportOptions,
+    build_graphs,
+    decoder_contract,
+    vision_contract,
+    weight_bytes,
+)
 from vitrail_export.published import PUBLISHED
-from vitrail_export.vision import build_vision_encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,7 @@ def sized(source: Source, options: ExportOptions) -> Model:
         name=source.name,
         vision=vision_contract(config, options),
         decoder=decoder_contract(config, options),
-        weights_bytes={
-            "vision_encoder": weight_bytes(build_vision_encoder(config, options.vision_form)),
-            "projector": weight_bytes(build_projector(config, options.vision_form)),
-            "decoder": weight_bytes(build_decoder(config.text, options.decoder_form)),
-        },
+        weights_bytes={name: weight_bytes(graph) for name, graph in build_graphs(config, options).items()},
         vision_heads=config.vision.heads,
         intermediate_size=config.text.intermediate_size,
         tiles_per_picture=config.max_tiles + config.thumbnail,

@@ -66,7 +66,7 @@ def compare(stages: Stages, checkpoint: Checkpoint, *, report: Report) -> tuple[
     report("decoder")
     prompt = np.concatenate([embeds[0, :VISUAL_TOKENS], reference.token_embeds(sample_ids(manifest))])
     expected = reference.logits(prompt[None], positions=range(VISUAL_TOKENS, len(prompt)))
-    found.append(parity("decoder", stages.logits(prompt), expected))
+    found += [parity(graph, stages.logits(prompt, graph), expected) for graph in manifest.decoder.graphs]
     return tuple(found)
 
 
@@ -102,7 +102,8 @@ def check_finite(stages: Stages, *, report: Report) -> None:
     report("projector")
     embeds = finite("projector", stages.embeds(features))
     report("decoder")
-    finite("decoder", stages.logits(embeds[0, : VISUAL_TOKENS + TEXT_TOKENS]))
+    for graph in stages.manifest.decoder.graphs:
+        finite(graph, stages.logits(embeds[0, : VISUAL_TOKENS + TEXT_TOKENS], graph))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,8 @@ class Stages:
     def optimize(self, precision: str) -> bool:
         return precision != "float16" or not isinstance(self.provider, Cpu)
 
-    def logits(self, prompt: Array) -> Array:
-        """Logits [P - VISUAL_TOKENS, vocab] of the last positions of a prompt [P, d]."""
+    def logits(self, prompt: Array, graph: str) -> Array:
+        """Logits [P - VISUAL_TOKENS, vocab] of the last positions of a prompt [P, d], by the graph `decoder` or `prefill`."""
         session = open_decoder(
             self.artifacts,
             self.manifest,
@@ -148,6 +149,7 @@ class Stages:
             inputs_embeds=prompt[None],
             past_lengths=np.zeros(1, np.int32),
             logit_positions=np.arange(VISUAL_TOKENS, len(prompt)),
+            is_prompt=graph == "prefill",
         )
         return session.forward(step)
 
@@ -198,10 +200,16 @@ def finite(stage: str, got: Array) -> Array:
     return got
 
 
+def _precision(manifest: Manifest, stage: str) -> str:
+    if stage == "prefill":
+        return manifest.decoder.prefill
+    return manifest.decoder.precision if stage == "decoder" else manifest.vision.precision
+
+
 def check_floors(manifest: Manifest, found: Sequence[Parity]) -> None:
     for each in found:
-        decoding = each.stage == "decoder"
-        precision = manifest.decoder.precision if decoding else manifest.vision.precision
+        decoding = each.stage in manifest.decoder.graphs
+        precision = _precision(manifest, each.stage)
         floor = (FLOORS if decoding else VISION_FLOORS).get(precision, -1.0)
         if each.cosine < floor:
             raise ExportError(

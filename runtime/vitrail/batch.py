@@ -27,6 +27,7 @@ def prefill_step(batch: Prefill[Sequence]) -> Step:
         inputs_embeds=batch.row.prompt.chunk(batch.start, batch.stop)[None],
         past_lengths=np.array([batch.start], np.int32),
         logit_positions=np.array([batch.new_tokens - 1] if batch.last else [], np.int64),
+        is_prompt=True,
     )
 
 

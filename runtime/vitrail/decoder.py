@@ -220,7 +220,13 @@ class Decoder:
             if seat.move is not None:
                 self._session.copy(*seat.move)
             sequence = Sequence(
-                job, answer, seat=seat, prompt=prompt, tokenizer=self._tokenizer, contract=self._contract
+                job,
+                answer,
+                seat=seat,
+                prompt=prompt,
+                tokenizer=self._tokenizer,
+                contract=self._contract,
+                reads_as_written=self._session.reads_as_written,
             )
         except Exception:
             log.exception("request %s cannot begin", job.request.id)

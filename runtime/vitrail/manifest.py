@@ -18,6 +18,8 @@ REQUIRED = ("vision_encoder", "projector", "decoder", "token_embeddings")
 
 Dialect = Literal["ort", "standard"]
 DType = Literal["float32", "float16"]
+Precision = Literal["float32", "float16", "int8", "w8a8", "int4"]
+Prefill = Literal["same", "w8a8"]
 VisionPrecision = Literal["float32", "float16", "int8"]
 CachePrecision = Literal["float", "int8"]
 TablePrecision = Literal["float", "int8", "int4"]
@@ -66,10 +68,13 @@ class DecoderContract(Record):
     Outputs: `logits` float32 [m, vocab_size]; `present.{i}.key|value`, the same buffers, written in place.
     `chunked_batch` tells whether B > 1 is allowed where S > 1 and something is cached.
     `cache` int8: keys and values are int8 instead, by scales inside the graph. `embeddings`: of the table, whose scales are
-    a file of their own where it is int8 or int4. `quantizer` made int8 and int4 weights; `sensitive` ones of int4 are int8.
+    a file of their own where it is int8 or int4. `quantizer` made the integer weights. int8 and int4 are weight-only; in w8a8 matrix products are
+    in int8. What is `sensitive` of int4 and w8a8 is in int8. `prefill` w8a8: prompts are read by a graph of their own,
+    prefill.onnx, with the same inputs and outputs.
     """
 
-    precision: Literal["float32", "float16", "int8", "int4"]
+    precision: Precision
+    prefill: Prefill = "same"
     dtype: DType
     cache: CachePrecision = "float"
     embeddings: TablePrecision = "float"
@@ -83,6 +88,11 @@ class DecoderContract(Record):
     hidden_size: int = Field(gt=0)
     vocab_size: int = Field(gt=0)
     context_tokens: int = Field(gt=0)
+
+    @property
+    def graphs(self) -> tuple[Literal["decoder", "prefill"], ...]:
+        """The artifacts that compute the language model."""
+        return ("decoder",) if self.prefill == "same" else ("decoder", "prefill")
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -146,6 +146,8 @@ class Sequence:
     `keys` name its prompt's tokens in the cache. `looked`: whether other slots were searched for its beginning.
     `due`: its place among the prompts that are to be read (see schedule.due).
 
+    reads_as_written: whether what its tokens leave in the cache is of use to a later prompt (see DecoderSession).
+
     A stop token counts in the report's completion_tokens, but neither its id nor its text is part of the answer.
     """
 
@@ -158,6 +160,7 @@ class Sequence:
         prompt: PromptEmbeds,
         tokenizer: Tokenizer,
         contract: TokenizerContract,
+        reads_as_written: bool = True,
     ) -> None:
         options = job.request.options
         self.job = job
@@ -169,6 +172,7 @@ class Sequence:
         self.looked = False
         self.due = 0
         self.tokens: list[int] = []
+        self._reads_as_written = reads_as_written
         self._stop_ids = frozenset(() if options.ignore_eos else contract.stop_ids)
         self._text = TextStream(tokenizer, stop=options.stop, keep_special=options.keep_special_tokens)
         self._sampler = Sampler(
@@ -191,6 +195,8 @@ class Sequence:
         """What its slot holds, as keys; nothing after an error, which may have left anything there."""
         if self.job.failed or not len(self.keys):
             return NOTHING
+        if not self._reads_as_written:
+            return self.keys[: self.cached_tokens]
         return np.append(self.keys, np.array(self.tokens, np.int64))[: self.cached_tokens]
 
     def advance(self, tokens: int) -> None:

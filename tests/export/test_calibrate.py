@@ -157,7 +157,7 @@ def test_sensitive_parts_are_read_by_name():
     [
         ({"quantizer": "gptq"}, r"gptq is fitted to pictures; name a directory of them with --calibration"),
         ({"cache": "int8"}, "an int8 KV cache is fitted to pictures"),
-        ({"quantizer": "gptq", "precision": "float16"}, "gptq is for int8 and int4, not float16"),
+        ({"quantizer": "gptq", "precision": "float16"}, "gptq is for int8, w8a8 and int4, not float16"),
         ({"cache": "int8", "dialect": "standard"}, "int8 KV cache is for dialect ort"),
     ],
 )

@@ -44,7 +44,7 @@ def test_an_export_that_computes_something_else_is_refused_and_loses_its_manifes
 
 
 def test_an_export_whose_check_is_interrupted_has_no_manifest(tmp_path, monkeypatch):
-    def interrupt(self, prompt):
+    def interrupt(*_):
         assert not (out / FILENAME).exists()
         raise KeyboardInterrupt
 
@@ -64,7 +64,7 @@ def test_outputs_that_are_not_finite_are_refused_without_a_reference(tmp_path, m
     out = export(tmp_path / "out", precision="float32")
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     assert check(out, TINY) == ()
-    monkeypatch.setattr(module.Stages, "logits", lambda self, prompt: np.full((2, 3), np.nan, np.float32))
+    monkeypatch.setattr(module.Stages, "logits", lambda *_: np.full((2, 3), np.nan, np.float32))
     with pytest.raises(ExportError, match="decoder: 6 of 6 outputs are not finite"):
         check(out, TINY)
     assert not (out / FILENAME).exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.conftest import REFERENCE
@@ -39,6 +41,27 @@ def test_the_next_turn_of_a_conversation_prefills_only_what_is_new():
     again = run(decoder, asking("2", *turn))[0]
     assert again.report.reused_tokens == len(first) + 5
     assert again.choices == alone(*turn)
+
+
+def test_drawn_tokens_are_read_again_where_reading_leaves_something_else():
+    class Apart(FakeDecoder):
+        """Reads prompts in a precision of its own."""
+
+        reads_as_written = False
+
+        def forward(self, step):
+            return super().forward(
+                step if step.is_prompt else replace(step, inputs_embeds=1.1 * step.inputs_embeds)
+            )
+
+    first = [10, 11, 12, 13, 14, 15]
+    answers = {}
+    for reuse in (True, False):
+        decoder = make(Apart(), prefix_cache=reuse)
+        drawn = run(decoder, asking("1", *first))[0].choices[0].token_ids
+        answers[reuse] = run(decoder, asking("2", *first, *drawn, 20, 21))[0]
+    assert answers[True].report.reused_tokens == len(first)
+    assert answers[True].choices == answers[False].choices
 
 
 def test_another_question_about_the_same_picture_reuses_the_picture():

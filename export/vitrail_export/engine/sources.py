@@ -106,7 +106,7 @@ class Sources:
 
     def _export(self) -> str:
         held = self.manifest.decoder.precision
-        precision = {"float32": "fp32", "float16": "fp16"}.get(held, held)
+        precision = {"float32": "fp32", "float16": "fp16", "w8a8": "int8"}.get(held, held)
         return (
             f"vitrail export CHECKPOINT --out {self.directory}-standard --dialect standard "
             f"--vision-precision fp16 --precision {precision} --activations fp16"

@@ -15,7 +15,6 @@ from vitrail.plan.size import MIB
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vitrail.manifest import Stage
 
 Kind: TypeAlias = Literal["weights", "kv cache", "activations", "pictures", "workspace", "processes"]
 KINDS: tuple[Kind, ...] = ("weights", "kv cache", "activations", "pictures", "workspace", "processes")
@@ -23,7 +22,7 @@ Place: TypeAlias = Literal["host", "device"]
 
 # Measured on ONNX Runtime 1.31, resident memory after loading over the size of the files: half precision is widened to
 # float32 and kept beside it, integer weights are packed with their scales and sums.
-_CPU_WEIGHTS = {"float32": 1.0, "float16": 2.4, "int8": 1.02, "int4": 1.1}
+_CPU_WEIGHTS = {"float32": 1.0, "float16": 2.4, "int8": 1.02, "w8a8": 1.02, "int4": 1.1}
 _CPU_SESSION_BYTES = 8 * MIB
 _CPU_PROCESS_BYTES = 80 * MIB  # Python, numpy, onnxruntime, the tokenizer
 _CPU_STUB_BYTES = 95 * MIB  # the same inside the python backend, with its shared memory
@@ -106,16 +105,16 @@ def plan_memory(model: Model, load: Load, *, target: Target = "cpu", server: boo
 
 def _weights(model: Model, *, on_cpu: bool) -> Iterator[Item]:
     """The embedding table is not among them: it is mapped, and only the rows that are needed are read."""
-    precision: dict[Stage, str] = {
+    precision: dict[str, str] = {
         "vision_encoder": model.vision.precision,
         "projector": model.vision.dtype,
         "decoder": model.decoder.precision,
+        "prefill": model.decoder.prefill,
     }
-    for stage in STAGES:
-        size = model.weights_bytes[stage]
+    for stage, size in model.weights_bytes.items():
         if on_cpu:
             yield Item("weights", stage, int(size * _CPU_WEIGHTS[precision[stage]]) + _CPU_SESSION_BYTES)
-        else:
+        elif stage in STAGES:  # a prefill graph is for CPUs
             yield Item("weights", stage, size, "device")
 
 

@@ -20,20 +20,20 @@ TARGETS: tuple[Target, ...] = ("cpu", "cuda", "tensorrt", "jetson")
 STAGES: tuple[Stage, ...] = ("vision_encoder", "projector", "decoder")
 # Patches along one side of a visual token, and channels of one attention head: the same in all published InternVL.
 _SHUFFLE, _VISION_HEAD_DIM = 2, 64
-_WEIGHT_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}
+_WEIGHT_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "w8a8": 1.0, "int4": 0.5}
 _SCALE_BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """weights_bytes: of each stage as exported; tiles_per_picture: the most that one picture makes, its thumbnail
+    """weights_bytes: of each stage as exported, and of `prefill` where prompts have a graph of their own; tiles_per_picture: the most that one picture makes, its thumbnail
     included.
     """
 
     name: str
     vision: VisionContract
     decoder: DecoderContract
-    weights_bytes: Mapping[Stage, int]
+    weights_bytes: Mapping[str, int]
     vision_heads: int
     intermediate_size: int
     tiles_per_picture: int
@@ -51,7 +51,8 @@ class Model:
 def model_of(manifest: Manifest, target: Target = "cpu") -> Model:
     """From an export, by the sizes of its files: of TensorRT's engines where the target runs these."""
     sizes = {name: artifact.size_bytes for name, artifact in manifest.artifacts.items()}
-    weights = {stage: sizes[stage] + sizes.get(f"{stage}.onnx.data", 0) for stage in STAGES}
+    graphs = (*STAGES, *manifest.decoder.graphs[1:])
+    weights: dict[str, int] = {name: sizes[name] + sizes.get(f"{name}.onnx.data", 0) for name in graphs}
     if target in ("tensorrt", "jetson"):
         built = (engine for engine in manifest.engines if engine.builder == "tensorrt")
         weights |= {engine.stage: sizes[engine.artifact] for engine in built}

@@ -17,7 +17,8 @@ class Step:
     """One forward pass over slots first_slot .. first_slot + B - 1.
 
     inputs_embeds [B, S, d], S > 1 for one row only; past_lengths [B] int32, tokens cached before;
-    logit_positions int64 [m], indices into the flattened [B * S] positions.
+    logit_positions int64 [m], indices into the flattened [B * S] positions. is_prompt: whether these are tokens of a prompt,
+    not drawn ones.
     A row that is only carried along writes at its past length, past its end: its own next tokens overwrite that.
     """
 
@@ -25,13 +26,18 @@ class Step:
     inputs_embeds: Float
     past_lengths: Int32
     logit_positions: Int64
+    is_prompt: bool = False
 
 
 class DecoderSession(Protocol):
-    """The language model with a KV cache of `slots` rows of `capacity` tokens, which it owns."""
+    """The language model with a KV cache of `slots` rows of `capacity` tokens, which it owns.
+
+    reads_as_written: whether a drawn token leaves in the cache what reading it in a prompt would.
+    """
 
     slots: int
     capacity: int
+    reads_as_written: bool
 
     def embed(self, token_ids: Int32) -> Float:
         """Rows of the embedding table: ids [n] -> [n, d]."""
@@ -54,6 +60,8 @@ class DecoderSession(Protocol):
 
 class OnHost:
     """For sessions that draw no tokens: logits are sampled where they arrive."""
+
+    reads_as_written = True
 
     def forward(self, step: Step) -> Float:
         raise NotImplementedError

@@ -59,13 +59,13 @@ def check_vision(sessions: Mapping[str, Any], contract: VisionContract) -> None:
         check_input(session, stage, name, dtype=dtype, shape=[None, *shape])
 
 
-def check_decoder(session: Any, contract: DecoderContract) -> None:
+def check_decoder(session: Any, contract: DecoderContract, graph: str = "decoder") -> None:
     """Raise ArtifactError where an ONNX Runtime session's graph is not the contract's."""
     for name, shape in LENGTHS[contract.dialect].items():
-        check_input(session, "decoder", name, dtype="int32", shape=shape)
+        check_input(session, graph, name, dtype="int32", shape=shape)
     cache: list[int | None] = [None, contract.kv_heads, None, contract.head_dim]
     last = f"past.{contract.layers - 1}.value"
-    check_input(session, "decoder", last, dtype=contract.cache_dtype, shape=cache)
+    check_input(session, graph, last, dtype=contract.cache_dtype, shape=cache)
 
 
 def check_input(session: Any, stage: str, name: str, *, dtype: str, shape: Sequence[int | None]) -> None:

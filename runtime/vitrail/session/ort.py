@@ -71,7 +71,7 @@ class OrtDecoder(OnHost):
     """DecoderSession: the language model and its KV cache, one buffer per layer, written in place by IOBinding.
 
     The cache is allocated without being touched: memory is used as tokens arrive, at most
-    slots x capacity x manifest.decoder.kv_bytes_per_token.
+    slots x capacity x manifest.decoder.kv_bytes_per_token. Prompts are read by a graph of their own where the export has one.
     """
 
     def __init__(
@@ -88,10 +88,13 @@ class OrtDecoder(OnHost):
         self.slots, self.capacity = slots, capacity
         self.dtype = DTYPES[contract.dtype]
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
-        self.session = open_session(
-            directory / manifest.artifacts["decoder"].path, provider, optimize=optimize
-        )
-        check_decoder(self.session, contract)
+        self.reads_as_written = contract.prefill == "same"
+        graphs = {name: directory / manifest.artifacts[name].path for name in contract.graphs}
+        opened = {name: open_session(path, provider, optimize=optimize) for name, path in graphs.items()}
+        for name, session in opened.items():
+            check_decoder(session, contract, name)
+        self.session = opened["decoder"]
+        self.reader = opened.get("prefill", self.session)
         shape = (slots, contract.kv_heads, capacity, contract.head_dim)
         self.caches = {
             f"{layer}.{kind}": np.zeros(shape, DTYPES[contract.cache_dtype])
@@ -115,12 +118,13 @@ class OrtDecoder(OnHost):
             "logit_positions": np.ascontiguousarray(step.logit_positions, np.int64),
             **lengths(step, self.contract),
         }
-        binding = self.session.io_binding()
+        session = self.reader if step.is_prompt else self.session
+        binding = session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("logits", "cpu")
         self._bind_caches(binding, step.first_slot, batch)
-        run_bound(self.session, binding, "the decoder")
+        run_bound(session, binding, "the decoder")
         logits: Float = binding.get_outputs()[0].numpy()
         return logits
 
