@@ -6,7 +6,7 @@ Memory is allocated once, as a session opens; each session has its own stream, a
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,11 +14,13 @@ from vitrail.errors import ArtifactError, InvalidInput, OptionError
 from vitrail.session.blocks import Block, chunks, covering, distinct_rows, widened
 from vitrail.session.contract import STAGES, check_capacity, check_features, check_tiles
 from vitrail.session.cuda_driver import LibCuda, Rows
-from vitrail.session.cuda_memory import ALIGNMENT, Port
+from vitrail.session.cuda_memory import ALIGNMENT
 from vitrail.session.table import open_table
 from vitrail.session.trt_engine import Choice, Machine, choose, fits
 from vitrail.session.trt_library import TensorRtLibrary
+from vitrail.session.trt_ports import OUTPUTS, cache_names, decoder_tensors, vision_ports
 from vitrail.session.trt_runner import Run
+from vitrail.session.trt_sampler import IDLE, STAGE, TrtSampler, sampler_ports
 from vitrail.session.trt_workspace import Need, Workspace
 
 if TYPE_CHECKING:
@@ -26,16 +28,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vitrail.core import Float, Int32, Int64, Uint8
-    from vitrail.manifest import DecoderContract, EngineRecord, Manifest
+    from vitrail.manifest import Manifest
     from vitrail.providers import TensorRt
     from vitrail.sample import Draw
     from vitrail.session import Step
     from vitrail.session.cuda_driver import Array
     from vitrail.session.trt_engine import Shape
 
-OUTPUTS = ("logits", "greedy", "greedy_logit")
 CACHE_BYTES = 2  # of an element, in every precision
-CACHE_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp8": "float16", "int8": "float16"}
 
 
 def open_machine(provider: TensorRt) -> Machine:
@@ -116,14 +116,11 @@ def _check_features(choices: Mapping[str, Choice]) -> None:
         raise ArtifactError(f"the engines' features differ in dtype ({found}); {choices[STAGES[0]].cure}")
 
 
-def vision_ports(manifest: Manifest, record: EngineRecord) -> tuple[Port, Port]:
-    vision, most = manifest.vision, record.max_tiles
-    tiles = Port("tiles", "uint8", (most, 3, vision.tile_size, vision.tile_size))
-    encoded = (most, vision.tokens_per_tile, vision.feature_size)
-    if record.stage == "vision_encoder":
-        return tiles, Port("features", record.dtype, encoded)
-    embeds = (most, vision.tokens_per_tile, manifest.decoder.hidden_size)
-    return Port("features", record.dtype, encoded), Port("embeds", record.dtype, embeds)
+class Wanted(NamedTuple):
+    """Rows of the device's logits that a step asked for, and how many it computed."""
+
+    rows: Int64
+    computed: int
 
 
 class TrtDecoder:
@@ -132,6 +129,8 @@ class TrtDecoder:
     Every slot holds as many tokens as the engine was built for; `capacity` of them are used. The engine's profiles are
     `decode`, one new token of several rows, and `prefill`, several of one row; longer steps are split.
     """
+
+    reads_as_written = True
 
     def __init__(
         self,
@@ -147,7 +146,9 @@ class TrtDecoder:
         contract = self.contract = manifest.decoder
         choice = self._choice = choose(directory, manifest, "decoder", machine)
         record = self._record = choice.record
+        sampler = choose(directory, manifest, STAGE, machine)
         _check_request(choice, slots=slots, capacity=capacity)
+        _check_most(sampler, "slots", asked=slots, most=sampler.record.slots, option="slots")
         self.slots, self.capacity = slots, capacity
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
         self._graphs = provider.graphs
@@ -158,12 +159,16 @@ class TrtDecoder:
         ports, resident = decoder_tensors(manifest, record)
         self._workspace = Workspace(
             machine,
-            {"decoder": Need(choice, ports, resident)},
+            {
+                "decoder": Need(choice, ports, resident),
+                STAGE: Need(sampler, sampler_ports(record.slots, contract.vocab_size), {}),
+            },
             resident_bytes=dict.fromkeys(self._caches, slots * self._slot_bytes),
             graphs=provider.graphs,
             cure="free some of it, take fewer slots, or build the engine again with a smaller --context",
         )
         self._check_in_place()
+        self._sampler = TrtSampler(self._workspace, vocab=contract.vocab_size)
         self._runs: dict[Block, Run] = {}
         self._held = np.zeros(slots, np.int64)
 
@@ -181,17 +186,17 @@ class TrtDecoder:
         self._held[target] = tokens
 
     def forward(self, step: Step) -> Float:
-        return np.concatenate([self._logits(rows) for rows in self._steps(step)])
+        return np.concatenate([self._logits(wanted.rows) for wanted in self._steps(step)])
 
     def sample(self, step: Step, draws: Sequence[Draw | None]) -> Sequence[int | Float]:
-        """Greedy tokens are found on the device, and only they come from it; for other draws the logits do."""
+        """Tokens come from the device where it can draw them, logits for all others."""
         left, found = iter(draws), []
-        for rows in self._steps(step):
-            found += self._drawn(rows, [next(left) for _ in rows])
+        for wanted in self._steps(step):
+            found += self._drawn(wanted, [next(left) for _ in wanted.rows])
         return found
 
-    def _steps(self, step: Step) -> Iterator[Int64]:
-        """Run a step, in parts where it is long; the rows of the device's logits that each part asks for."""
+    def _steps(self, step: Step) -> Iterator[Wanted]:
+        """Run a step, in parts where it is long; what each part leaves on the device."""
         check_capacity(step, self.capacity)
         self._workspace.driver.activate()
         takes = self._record.profile("prefill").inputs
@@ -201,34 +206,41 @@ class TrtDecoder:
             yield self._decode(part) if new == 1 else self._prefill(part)
             self._held[part.first_slot : part.first_slot + len(part.past_lengths)] = part.past_lengths + new
 
-    def _drawn(self, rows: Int64, draws: Sequence[Draw | None]) -> list[int | Float]:
-        """The tokens of greedy draws whose logit is finite, the logits of all others."""
+    def _drawn(self, wanted: Wanted, draws: Sequence[Draw | None]) -> list[int | Float]:
+        """A token for each row whose largest logit is finite and whose draw the device is sure of, the logits of the others."""
+        rows, planned = wanted.rows, [IDLE] * wanted.computed
+        for row, draw in zip(rows, draws, strict=True):
+            planned[row] = draw if draw is not None and draw.temperature else IDLE
+        if sampled := any(draw is not IDLE for draw in planned):
+            self._sampler.queue(planned)
         token_ids, tops = self._take("greedy", rows), self._take("greedy_logit", rows)
-        greedy = np.array([draw is not None and draw.temperature == 0 for draw in draws], bool) & np.isfinite(
-            tops
-        )
-        logits = iter(self._logits(rows[~greedy]))
+        known = np.isfinite(tops) & [draw is not None for draw in draws]
+        if sampled:
+            drawn, exact = (each[rows] for each in self._sampler.take(wanted.computed))
+            greedy = np.array([draw is None or not draw.temperature for draw in draws])
+            token_ids, known = np.where(greedy, token_ids, drawn), known & (greedy | exact)
+        logits = iter(self._logits(rows[~known]))
         return [
             int(token) if on_device else next(logits)
-            for token, on_device in zip(token_ids, greedy, strict=True)
+            for token, on_device in zip(token_ids, known, strict=True)
         ]
 
-    def _decode(self, step: Step) -> Int64:
-        """Queue it; the rows of the logits that it asks for. Every row of a block has some, so that its runs are equal."""
+    def _decode(self, step: Step) -> Wanted:
+        """Queue it; every row of a block has logits, so that its runs are equal."""
         block = self._block(step)
         wide = widened(step, block, idle_position=self._record.capacity - 1)
         if block not in self._runs:
             self._runs[block] = self._run("decode", wide, wanted=block.rows)
         self._put(wide, np.arange(block.rows))
         self._workspace.run("decoder", self._runs[block], repeats=True)
-        return wide.logit_positions
+        return Wanted(wide.logit_positions, block.rows)
 
-    def _prefill(self, step: Step) -> Int64:
+    def _prefill(self, step: Step) -> Wanted:
         positions = distinct_rows(step.logit_positions, step.inputs_embeds.shape[1])
         run = self._run("prefill", step, wanted=len(positions))
         self._put(step, positions)
         self._workspace.run("decoder", run, repeats=False)
-        return np.arange(len(step.logit_positions))
+        return Wanted(np.arange(len(step.logit_positions)), len(positions))
 
     def _logits(self, rows: Int64) -> Float:
         logits: Float = self._take("logits", rows, self.contract.vocab_size)
@@ -286,48 +298,22 @@ class TrtDecoder:
                 )
 
 
-def cache_names(contract: DecoderContract) -> list[str]:
-    return [f"{i}.{kind}" for i in range(contract.layers) for kind in ("key", "value")]
-
-
-def decoder_tensors(manifest: Manifest, record: EngineRecord) -> tuple[tuple[Port, ...], dict[str, str]]:
-    """All tensors of a decoder's engine: those that pass through the host, and the dtypes of those that do not."""
-    cache = CACHE_DTYPES[record.precision]
-    resident = {
-        f"{past}.{name}": cache for name in cache_names(manifest.decoder) for past in ("past", "present")
-    }
-    rows = _most(record, "logit_positions")
-    ports = (
-        Port("inputs_embeds", record.dtype, _most(record, "inputs_embeds")),
-        Port("past_lengths", "int32", _most(record, "past_lengths")),
-        Port("logit_positions", "int64", rows),
-        Port("logits", "float32", (*rows, manifest.decoder.vocab_size)),
-        Port("greedy", "int32", rows),
-        Port("greedy_logit", "float32", rows),
-    )
-    return ports, resident
-
-
-def _most(record: EngineRecord, name: str) -> Shape:
-    """The largest shape of an input that any profile takes."""
-    return max((each.inputs[name].max for each in record.profiles), key=prod)
-
-
 def _check_request(choice: Choice, *, slots: int, capacity: int) -> None:
     record = choice.record
-    for name, asked, most, option in (
-        ("slots", slots, record.slots, "slots"),
-        ("context_tokens", capacity, record.capacity, "context"),
-    ):
-        if asked > most:
-            command = choice.manifest.rebuild(record, choice.directory, **{option: asked})
-            raise OptionError(
-                f"{name} is {asked}, the decoder's engine was built for {most}; lower it to that, or build one with: "
-                f"{command}"
-            )
+    _check_most(choice, "slots", asked=slots, most=record.slots, option="slots")
+    _check_most(choice, "context_tokens", asked=capacity, most=record.capacity, option="context")
     contract = choice.manifest.decoder
     if CACHE_BYTES * contract.kv_heads * contract.head_dim * record.capacity % ALIGNMENT:
         raise OptionError(
             f"the decoder's engine has slots of {record.capacity} tokens, which do not end at a multiple of "
             f"{ALIGNMENT} bytes; build it with a --context that is a multiple of 64"
+        )
+
+
+def _check_most(choice: Choice, name: str, *, asked: int, most: int, option: str) -> None:
+    if asked > most:
+        command = choice.manifest.rebuild(choice.record, choice.directory, **{option: asked})
+        raise OptionError(
+            f"{name} is {asked}, the {choice.record.stage}'s engine was built for {most}; lower it to that, or build one "
+            f"with: {command}"
         )
