@@ -1,4 +1,4 @@
-"""What runs the graphs, as a user names it: `cpu`, `cuda:1`, `cuda:1,memory=20GiB,graphs=off`, `tensorrt`. Pure.
+"""What runs the graphs, as a user names it: `cpu`, `openvino`, `cuda:1`, `cuda:1,memory=20GiB,graphs=off`, `tensorrt`. Pure.
 
 NAME[:DEVICE][,OPTION=VALUE]...; `parse_provider` reads it, `str` writes it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from vitrail.errors import OptionError
@@ -14,9 +15,10 @@ from vitrail.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NAMES = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
+NAMES = ("cpu", "openvino", "cuda", "tensorrt", "tensorrt-rtx")
 SWITCH = {"on": True, "off": False}
 Attention = Literal["auto", "flash", "efficient", "cudnn"]
+OpenVinoPrecision = Literal["bf16", "fp32"]
 UNITS = {"": 1, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -32,6 +34,18 @@ class Cpu:
 
     def __str__(self) -> str:
         return "cpu" + _options_text(self, {"threads": "threads"})
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVino(Cpu):
+    """The CPU, with vision encoder and projector on OpenVINO by its plugin for ONNX Runtime, in `precision`; the language
+    model is ONNX Runtime's own.
+    """
+
+    precision: OpenVinoPrecision = "bf16"
+
+    def __str__(self) -> str:
+        return "openvino" + _options_text(self, {"threads": "threads", "precision": "precision"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +103,8 @@ def parse_provider(text: str) -> Provider:
     given = dict(_option(name, option) for option in options)
     if colon:
         given["device_id"] = _device(name, device)
-    if name == "cpu":
-        return Cpu(**given)
+    if name in ("cpu", "openvino"):
+        return Cpu(**given) if name == "cpu" else OpenVino(**given)
     return Cuda(**given) if name == "cuda" else TensorRt(rtx=name == "tensorrt-rtx", **given)
 
 
@@ -114,18 +128,24 @@ def _check_device(device_id: int) -> None:
 
 
 def _device(name: str, text: str) -> int:
-    if name == "cpu":
-        raise OptionError(f"provider 'cpu:{text}' names a device, but the CPU has no number; give 'cpu'")
+    if name in ("cpu", "openvino"):
+        raise OptionError(
+            f"provider '{name}:{text}' names a device, but the CPU has no number; give '{name}'"
+        )
     return _number("device", text)
 
 
 def _option(name: str, text: str) -> tuple[str, Any]:
     known: dict[str, dict[str, tuple[str, Callable[[str, str], Any]]]] = {
         "cpu": {"threads": ("threads", _number)},
+        "openvino": {
+            "threads": ("threads", _number),
+            "precision": ("precision", partial(_one_of, choices=get_args(OpenVinoPrecision))),
+        },
         "cuda": {
             "memory": ("memory_limit_bytes", _bytes),
             "graphs": ("graphs", _switch),
-            "attention": ("attention", _attention),
+            "attention": ("attention", partial(_one_of, choices=get_args(Attention))),
             "fpa_intb": ("fpa_intb", _switch),
         },
     }
@@ -149,9 +169,9 @@ def _switch(name: str, text: str) -> bool:
     return SWITCH[text]
 
 
-def _attention(name: str, text: str) -> str:
-    if text not in get_args(Attention):
-        raise OptionError(f"{name} is '{text}'; it is one of {', '.join(get_args(Attention))}")
+def _one_of(name: str, text: str, *, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise OptionError(f"{name} is '{text}'; it is one of {', '.join(choices)}")
     return text
 
 

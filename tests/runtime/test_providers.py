@@ -9,13 +9,15 @@ from typer.testing import CliRunner
 
 from vitrail.cli import app
 from vitrail.errors import OptionError
-from vitrail.providers import Cpu, Cuda, TensorRt, parse_provider, with_threads
+from vitrail.providers import Cpu, Cuda, OpenVino, TensorRt, parse_provider, with_threads
 from vitrail.session.cause import cause_in, driver_fault, library_fault
 from vitrail.session.open import open_decoder
 
 NAMED = {
     "cpu": Cpu(),
     "cpu,threads=3": Cpu(threads=3),
+    "openvino": OpenVino(),
+    "openvino,threads=2,precision=fp32": OpenVino(threads=2, precision="fp32"),
     "cuda": Cuda(),
     "cuda:1": Cuda(device_id=1),
     "cuda:1,memory=20GiB,graphs=off": Cuda(device_id=1, memory_limit_bytes=20 << 30, graphs=False),
@@ -35,10 +37,12 @@ def test_a_provider_is_what_its_name_says_and_its_text_reads_back(text, provider
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("gpu", "provider 'gpu' is unknown; it is one of cpu, cuda, tensorrt, tensorrt-rtx"),
+        ("gpu", "provider 'gpu' is unknown; it is one of cpu, openvino, cuda, tensorrt, tensorrt-rtx"),
         ("", "provider '' is unknown"),
-        ("CUDAExecutionProvider", "is unknown; it is one of cpu, cuda"),
+        ("CUDAExecutionProvider", "is unknown; it is one of cpu, openvino, cuda"),
         ("cpu:1", "the CPU has no number; give 'cpu'"),
+        ("openvino:0", "the CPU has no number; give 'openvino'"),
+        ("openvino,precision=int8", "precision is 'int8'; it is one of bf16, fp32"),
         ("cuda:", "device is ''; give a whole number from 0"),
         ("cuda:-1", "device is '-1'"),
         ("cuda,memory=lots", "memory is 'lots'; give a size such as 20GiB"),
@@ -193,4 +197,6 @@ def test_a_server_s_provider_is_not_its_asker_s_to_choose(arguments):
 def test_an_unknown_provider_ends_a_command_with_those_that_are_known(tmp_path):
     result = vitrail("serve", tmp_path, "--provider", "gpu")
     assert result.exit_code == 2
-    assert "provider 'gpu' is unknown; it is one of cpu, cuda, tensorrt, tensorrt-rtx" in result.stderr
+    assert (
+        "provider 'gpu' is unknown; it is one of cpu, openvino, cuda, tensorrt, tensorrt-rtx" in result.stderr
+    )

@@ -46,7 +46,7 @@ class TargetName(str, Enum):
         return self.value
 
 
-PROVIDER_HELP = "What computes: cpu, cuda:0, cuda:1,memory=20GiB, tensorrt, tensorrt-rtx."
+PROVIDER_HELP = "What computes: cpu, openvino, cuda:0, cuda:1,memory=20GiB, tensorrt, tensorrt-rtx."
 stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import onnxruntime as ort
 
 from vitrail.errors import ArtifactError, OptionError, ServerError
-from vitrail.providers import Cpu, Cuda
+from vitrail.providers import Cpu, Cuda, OpenVino
 from vitrail.session.cause import cause_in, driver_fault, library_fault
+from vitrail.session.openvino import OPENVINO, add_openvino
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 EAGER = -1  # onnxruntime's gpu_graph_id of a run that is neither captured nor replayed
@@ -25,6 +26,11 @@ CUDA_SESSION = {
 ON_HOST = frozenset(
     {"Concat", "Min", "Mod", "Neg", "Squeeze"}
 )  # of shapes, by which no tensor crosses the bus
+WANTED: dict[type, str] = {Cpu: CPU, OpenVino: OPENVINO, Cuda: CUDA}
+REMEDIES: dict[type, str] = {
+    OpenVino: "with --vision-precision fp16",
+    Cuda: "for a GPU: --vision-precision fp16, and --precision fp16 or --activations fp16",
+}
 SDPA_KERNELS = {"auto": 0, "flash": 1, "efficient": 2, "cudnn": 8}
 
 
@@ -46,13 +52,13 @@ def open_session(
         if graphs and "graph capture" in str(error):
             open_session(graph, provider, optimize=optimize)  # tells which operators are not on the GPU
         raise _load_error(graph, provider, error) from error
-    wanted = CUDA if isinstance(provider, Cuda) else CPU
+    wanted = WANTED[type(provider)]
     if wanted not in session.get_providers():
         raise OptionError(
             f"provider {provider} was asked for, but onnxruntime took {', '.join(session.get_providers())}; "
             "its log on stderr tells why"
         )
-    if isinstance(provider, Cuda):
+    if wanted != CPU:
         _check_placement(session, graph, provider)
     return session
 
@@ -102,14 +108,14 @@ def run_bound(session: ort.InferenceSession, binding: Any, stage: str, *, graph:
         raise ServerError(f"{stage} failed: {cause_in(str(error)) or first_line(error)}") from error
 
 
-def _check_placement(session: ort.InferenceSession, graph: Path, provider: Cuda) -> None:
-    """Raise OptionError where onnxruntime computes more than shapes on the CPU, for want of a kernel."""
+def _check_placement(session: ort.InferenceSession, graph: Path, provider: Cpu | Cuda) -> None:
+    """Raise OptionError where onnxruntime's own CPU kernels compute more than shapes, for want of the provider's."""
     placed = session.get_provider_graph_assignment_info()
     names = {node.op_type for each in placed if each.ep_name == CPU for node in each.get_nodes()} - ON_HOST
     if names:
         raise OptionError(
             f"{graph.name} has operators that provider {provider} has no kernel for, {', '.join(sorted(names))}: the CPU would "
-            "compute them; export again for a GPU: --vision-precision fp16, and --precision fp16 or --activations fp16"
+            f"compute them; export again {REMEDIES[type(provider)]}"
         )
 
 
@@ -122,6 +128,8 @@ def _session_options(provider: Cpu | Cuda, *, optimize: bool) -> ort.SessionOpti
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if isinstance(provider, Cpu):
         options.intra_op_num_threads = provider.threads
+        if isinstance(provider, OpenVino):
+            add_openvino(options, provider)
     else:
         options.intra_op_num_threads = 1  # shapes only are computed on the CPU
         for key, value in CUDA_SESSION.items():
@@ -131,9 +139,11 @@ def _session_options(provider: Cpu | Cuda, *, optimize: bool) -> ort.SessionOpti
 
 
 def _providers(provider: Cpu | Cuda, *, graphs: bool) -> list[Any]:
-    """In onnxruntime's words. What CUDA has no kernel for (shapes, mostly) runs on the CPU."""
+    """In onnxruntime's words; plugins are in the session's options. What CUDA has no kernel for (shapes, mostly) runs on
+    the CPU.
+    """
     if isinstance(provider, Cpu):
-        return [CPU]
+        return [] if isinstance(provider, OpenVino) else [CPU]
     os.environ.setdefault("ORT_ENABLE_XQA", "1")  # read as a kernel is made; there is no other way to tell it
     options = {
         "device_id": str(provider.device_id),

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vitrail.errors import OptionError
-from vitrail.providers import Cpu, Cuda
+from vitrail.providers import Cpu, Cuda, OpenVino
 from vitrail.session.contract import STAGES
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ def open_decoder(
     if isinstance(provider, Cpu):
         from vitrail.session.ort import OrtDecoder  # noqa: PLC0415 - onnxruntime, only where it runs
 
+        own = Cpu(provider.threads)  # beside OpenVINO, too
         return OrtDecoder(
-            directory, manifest, provider=provider, slots=slots, capacity=capacity, optimize=optimize
+            directory, manifest, provider=own, slots=slots, capacity=capacity, optimize=optimize
         )
     if isinstance(provider, Cuda):
         from vitrail.session.cuda import OrtCudaDecoder, open_device  # noqa: PLC0415 - as above
@@ -92,7 +93,7 @@ def open_decoder(
 
 def _check_installed(provider: Provider) -> None:
     """Raise OptionError, naming the extra that brings it, where ONNX Runtime is wanted and not installed."""
-    extra = {Cpu: "runtime", Cuda: "gpu"}.get(type(provider))
+    extra = {Cpu: "runtime", OpenVino: "runtime", Cuda: "gpu"}.get(type(provider))
     if extra and find_spec("onnxruntime") is None:
         raise OptionError(
             f"provider {provider} needs onnxruntime, which is not installed; pip install 'vitrail[{extra}]'"
