@@ -52,7 +52,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """
     from tests.export.layouts import hf_twin
 
-    from vitrail_export.exporter import ExportOptions, export_checkpoint
+    from vitrail_export.exporter import export_checkpoint
+    from vitrail_export.options import ExportOptions
 
     @cache
     def export(checkpoint: str, **options: Any) -> Path:

@@ -9,13 +9,8 @@ from vitrail.errors import CheckpointError
 from vitrail.plan.model import Model
 from vitrail_export.config import ModelConfig
 from vitrail_export.config_json import read_config
-from vitrail_export.exporter import (
-    ExportOptions,
-    build_graphs,
-    decoder_contract,
-    vision_contract,
-    weight_bytes,
-)
+from vitrail_export.exporter import build_graphs, decoder_contract, vision_contract, weight_bytes
+from vitrail_export.options import ExportOptions
 from vitrail_export.published import PUBLISHED
 
 

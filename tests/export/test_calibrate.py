@@ -10,9 +10,10 @@ from vitrail.session import Step
 from vitrail.session.ort import OrtDecoder
 from vitrail_export.calibrate import Calibrated, LayerByLayer
 from vitrail_export.checkpoint import Checkpoint
-from vitrail_export.exporter import ExportOptions, export_checkpoint, read_sensitive
+from vitrail_export.exporter import export_checkpoint
 from vitrail_export.graph import Form
 from vitrail_export.graph import ir as graph_ir
+from vitrail_export.options import ExportOptions, read_sensitive
 from vitrail_export.pictures import find_pictures
 from vitrail_export.reference import Reference
 

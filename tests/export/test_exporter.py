@@ -8,7 +8,8 @@ from tests.conftest import REFERENCE
 from vitrail.errors import CheckpointError, ExportError, OptionError
 from vitrail.manifest import FILENAME, check_hashes, load_manifest, sha256
 from vitrail_export import exporter
-from vitrail_export.exporter import ExportOptions, export_checkpoint, read_precision
+from vitrail_export.exporter import export_checkpoint
+from vitrail_export.options import ExportOptions, read_precision
 
 TINY = REFERENCE / "internvl2-tiny"
 

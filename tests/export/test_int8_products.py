@@ -10,7 +10,8 @@ from vitrail.manifest import load_manifest
 from vitrail.session import Step
 from vitrail.session.ort import OrtDecoder
 from vitrail_export.checkpoint import Checkpoint
-from vitrail_export.exporter import ExportOptions, export_checkpoint
+from vitrail_export.exporter import export_checkpoint
+from vitrail_export.options import ExportOptions
 from vitrail_export.reference import Reference
 
 TINY = REFERENCE / "internvl2-tiny"

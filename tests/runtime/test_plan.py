@@ -20,7 +20,7 @@ from vitrail.plan.propose import propose
 from vitrail.plan.size import GIB, MIB, parse_size, show_size
 from vitrail.triton.repository import ServingSettings
 from vitrail.triton.server import Server
-from vitrail_export.exporter import ExportOptions
+from vitrail_export.options import ExportOptions
 from vitrail_export.sizes import find_source, sized
 
 LOAD = Load(slots=1, context_tokens=4096)

@@ -15,8 +15,8 @@ from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.decoder import build_decoder
 from vitrail_export.engine.lowering import widen
 from vitrail_export.engine.options import EngineOptions
-from vitrail_export.exporter import ExportOptions
 from vitrail_export.graph import save_graph
+from vitrail_export.options import ExportOptions
 from vitrail_export.projector import build_projector
 from vitrail_export.verify import check_same_model
 from vitrail_export.vision import build_vision_encoder

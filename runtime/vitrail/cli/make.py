@@ -119,12 +119,8 @@ def export(
     ] = True,
 ) -> None:
     """Turn a checkpoint into ONNX artifacts with their manifest, and check them."""
-    from vitrail_export.exporter import (  # noqa: PLC0415
-        ExportOptions,
-        export_checkpoint,
-        read_precision,
-        read_sensitive,
-    )
+    from vitrail_export.exporter import export_checkpoint  # noqa: PLC0415
+    from vitrail_export.options import ExportOptions, read_precision, read_sensitive  # noqa: PLC0415
 
     options = ExportOptions(
         precision=read_precision(precision.value),

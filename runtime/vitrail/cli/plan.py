@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vitrail.plan.model import Target
-    from vitrail_export.exporter import ExportOptions
+    from vitrail_export.options import ExportOptions
 
 SHOWN_TILES = (13, 4, 1)
 _UNKNOWN_MEMORY = 1 << 62
@@ -102,7 +102,7 @@ def _models(source: str, target: Target) -> list[Model]:
 
 def _exports(target: Target) -> list[ExportOptions]:
     """What `vitrail export` can make for a target, the most precise first."""
-    from vitrail_export.exporter import ExportOptions  # noqa: PLC0415
+    from vitrail_export.options import ExportOptions  # noqa: PLC0415
 
     if target == "cpu":
         return [

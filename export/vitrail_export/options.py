@@ -1,0 +1,149 @@
+"""What to make of a checkpoint, and what does not go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import onnx_ir as ir
+
+from vitrail.errors import OptionError
+from vitrail.manifest import (
+    CachePrecision,
+    Dialect,
+    DType,
+    Precision,
+    Prefill,
+    Quantizer,
+    Sensitive,
+    TablePrecision,
+    VisionPrecision,
+)
+from vitrail_export.graph import Bits, Form
+
+PRECISIONS: dict[str, Precision] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "int8",
+    "w8a8": "w8a8",
+    "int4": "int4",
+}
+DTYPES: dict[DType, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What to make of a checkpoint.
+
+    precision of the language model; int8 and int4 are weight-only, with activations in `activations`; w8a8 multiplies in int8.
+    vision_precision: int8 for the encoder's matrix products, activations quantized as they come. dialect: `ort` for ONNX Runtime, `standard` for TensorRT.
+    quantizer: rtn rounds, gptq follows `calibration`, a directory of pictures. sensitive: what int4 and w8a8 keep weight-only in int8.
+    prefill: w8a8 adds a graph that reads prompts. cache: of keys and values, int8 by `calibration` too. embeddings: of the table; None is int8 beside integer weights.
+    Raises OptionError for what does not go together.
+    """
+
+    precision: Precision = "int4"
+    prefill: Prefill = "same"
+    vision_precision: VisionPrecision = "float32"
+    activations: DType = "float32"
+    dialect: Dialect = "ort"
+    quantizer: Quantizer = "rtn"
+    calibration: Path | None = None
+    sensitive: tuple[Sensitive, ...] = ("lm_head",)
+    cache: CachePrecision = "float"
+    embeddings: TablePrecision | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantizer == "gptq" and not self.bits:
+            raise OptionError(
+                f"quantizer gptq is for int8, w8a8 and int4, not {self.precision}; leave it out"
+            )
+        if "w8a8" in (self.precision, self.prefill) and (self.dialect, self.decoder_dtype) != (
+            "ort",
+            "float32",
+        ):
+            raise OptionError(
+                f"w8a8 is for CPUs: in dialect ort with activations in float32, not {self.dialect} with "
+                f"{self.decoder_dtype}; choose another precision"
+            )
+        if self.cache == "int8" and self.dialect == "standard":
+            raise OptionError("an int8 KV cache is for dialect ort; leave it out for dialect standard")
+        if self.calibrated and self.calibration is None:
+            what = "quantizer gptq" if self.quantizer == "gptq" else "an int8 KV cache"
+            raise OptionError(f"{what} is fitted to pictures; name a directory of them with --calibration")
+
+    @property
+    def calibrated(self) -> bool:
+        return self.quantizer == "gptq" or self.cache == "int8"
+
+    @property
+    def bits(self) -> Bits | None:
+        return {"w8a8": 8, "int8": 8, "int4": 4}.get(self.precision)  # type: ignore[return-value]
+
+    @property
+    def spared(self) -> tuple[Sensitive, ...]:
+        return self.sensitive if self.precision in ("int4", "w8a8") else ()
+
+    @property
+    def table_precision(self) -> TablePrecision:
+        return self.embeddings or ("int8" if self.bits else "float")
+
+    @property
+    def decoder_dtype(self) -> DType:
+        return self.precision if self.precision in ("float32", "float16") else self.activations
+
+    @property
+    def vision_dtype(self) -> DType:
+        return "float16" if self.vision_precision == "float16" else "float32"
+
+    @property
+    def vision_form(self) -> Form:
+        """int8 multiplies in int8 on ONNX Runtime; TensorRT chooses its own precisions from float weights."""
+        if self.vision_precision == "int8" and self.dialect == "standard":
+            raise OptionError(
+                "vision precision int8 is for dialect ort; export dialect standard with fp16 or fp32"
+            )
+        dtype = DTYPES[self.vision_dtype]
+        return (
+            Form(self.dialect, dtype, bits=8, int8="tensor")
+            if self.vision_precision == "int8"
+            else Form(self.dialect, dtype)
+        )
+
+    @property
+    def decoder_form(self) -> Form:
+        """As its weights are rounded; nothing is calibrated."""
+        return Form(
+            self.dialect,
+            DTYPES[self.decoder_dtype],
+            bits=self.bits,
+            sensitive=frozenset(self.spared),
+            int8="row" if self.precision == "w8a8" else None,
+        )
+
+    @property
+    def prefill_form(self) -> Form | None:
+        """The form of a graph that reads prompts, where they have one of their own."""
+        if self.prefill == "same" or self.precision == "w8a8":
+            return None
+        return replace(self, precision="w8a8").decoder_form
+
+
+def read_precision(value: str) -> Precision:
+    """fp32, fp16, int8, int4 or their long names; OptionError otherwise."""
+    found = PRECISIONS.get(value, value)
+    if found not in PRECISIONS.values():
+        raise OptionError(f"precision '{value}' is unknown; choose {', '.join(PRECISIONS)}")
+    return found  # type: ignore[return-value]
+
+
+def read_sensitive(value: str) -> tuple[Sensitive, ...]:
+    """Names by commas, or `none`; OptionError for others."""
+    names = [name.strip() for name in value.split(",") if name.strip() not in ("", "none")]
+    unknown = [name for name in names if name not in get_args(Sensitive)]
+    if unknown:
+        raise OptionError(
+            f"sensitive part '{unknown[0]}' is unknown; choose {', '.join(get_args(Sensitive))}"
+        )
+    return tuple(names)  # type: ignore[arg-type]
