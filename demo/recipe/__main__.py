@@ -1,4 +1,4 @@
-"""python -m demo.recipe all | train | convert | curves: the demo checkpoint from nothing.
+"""python -m demo.recipe all | train | resume | convert | curves: the demo checkpoint from nothing.
 
 Every run goes on where the last one stopped. Stages 0 (`vision`) and 1 (`text`) need nothing from one another and may
 run side by side; `text --eyes` goes on with what the vision tower sees; stage 2 (`joint`) starts from both.
@@ -19,6 +19,7 @@ from demo.recipe import curves, together, train_joint, train_text, train_vision
 from demo.recipe.convert import convert, trained
 from demo.recipe.grow import grow
 from demo.recipe.loop import Stage, run
+from demo.recipe.resume import resume_from
 from demo.recipe.scene import Brush
 from demo.recipe.scenes.pages import receipts
 
@@ -64,6 +65,10 @@ def train_whole(arguments: argparse.Namespace) -> None:
 def train_part(arguments: argparse.Namespace) -> None:
     part = Part(arguments.stage, 1.0, arguments.rate, arguments.cooling, arguments.most_tiles, arguments.eyes)
     _train(arguments.directory, part, hours=arguments.hours)
+
+
+def start_from_checkpoint(arguments: argparse.Namespace) -> None:
+    resume_from(arguments.checkpoint, arguments.directory)
 
 
 def _train(directory: Path, part: Part, *, hours: float) -> None:
@@ -136,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     part.set_defaults(run=train_part)
     for each in (whole, part):
         each.add_argument("--hours", type=float, default=6.0, help="of wall-clock")
+    resuming = commands.add_parser("resume", help="begin from a written checkpoint, where the state is lost")
+    resuming.add_argument("--from", type=Path, default=CHECKPOINT, dest="checkpoint")
+    resuming.set_defaults(run=start_from_checkpoint)
     converting = commands.add_parser("convert", help="write the checkpoint")
     converting.add_argument("--out", type=Path, default=CHECKPOINT)
     converting.set_defaults(run=write_checkpoint)
@@ -146,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     picturing.add_argument("--seed", type=int, default=40)
     picturing.add_argument("--out", type=Path, default=PICTURE)
     picturing.set_defaults(run=draw_picture)
-    for each in (whole, part, converting, drawing, picturing):
+    for each in (whole, part, resuming, converting, drawing, picturing):
         each.add_argument("--directory", type=Path, default=TRAINING, help="where the training state is kept")
         each.add_argument("--threads", type=int, default=1)
     return parser

@@ -1,5 +1,5 @@
 """Attention as two matrix products, which on a CPU in bfloat16 is more than twice as fast as the fused kernel below
-some hundred positions, backward pass included.
+a thousand positions, backward pass included.
 """
 
 from __future__ import annotations

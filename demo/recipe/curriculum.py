@@ -11,23 +11,22 @@ from demo.recipe.scenes import MAKERS
 from demo.recipe.scenes.pages import RECEIPT_GRIDS, SIGN_GRIDS, TABLE_GRIDS
 
 GRIDS = {"receipts": RECEIPT_GRIDS, "tables": TABLE_GRIDS, "signs": SIGN_GRIDS}
+QUESTIONS = 8
 PICTURES = {"two_pictures": 2, "clip": 4}
 
 # Shares of the skills. Reading comes first: everything else builds on it.
 FIRST = {"numbers": 2, "words": 2, "codes": 2, "lines": 3, "passages": 8}
 MIXED = {
-    "passages": 12,
-    "numbers": 2, "words": 4, "codes": 3, "lines": 4, "no_text": 1, "receipts": 5, "tables": 3, "signs": 2,
-    "shapes": 2, "two_pictures": 1, "clip": 1,
+    "passages": 4,
+    "numbers": 1, "words": 3, "codes": 2, "lines": 4, "no_text": 0.5, "receipts": 8, "tables": 7, "signs": 5,
+    "shapes": 4, "bar_charts": 3, "boxes": 3, "two_pictures": 2, "clip": 0.5,
 }  # fmt: skip
-# A bar's height and a shape's outline are not in the code, so these need pixels.
-WITH_PIXELS = {**MIXED, "bar_charts": 2, "boxes": 1}
 
 
 def scenes(
     rng: random.Random, shares: dict[str, float], *, tiles: int, draws: bool, most_tiles: int = 13
 ) -> list[Scene]:
-    """Scenes of one skill and one grid, about `tiles` tiles in all."""
+    """Scenes of one skill and one grid, about `tiles` tiles in all; the questions of a scene count as one more."""
     skill = rng.choices(list(shares), weights=list(shares.values()))[0]
     make: Callable[..., Scene] = MAKERS[skill]
     options: dict[str, Any] = {}
@@ -36,8 +35,8 @@ def scenes(
         fitting = [grid for grid in GRIDS[skill] if _tiles(grid) <= most_tiles]
         options["grid"] = rng.choice(fitting)
         each = _tiles(options["grid"])
-    brush = Brush(rng, draws=draws)
-    return [make(brush, **options) for _ in range(max(1, round(tiles / each)))]
+    brush = Brush(rng, draws=draws, questions=QUESTIONS)
+    return [make(brush, **options) for _ in range(max(1, round(tiles / (each + 1))))]
 
 
 def _tiles(grid: tuple[int, int]) -> int:

@@ -18,6 +18,8 @@ from demo.recipe.state import Log, load, parts_of, save
 
 WARMUP_STEPS, REPORT_STEPS, SAVE_SECONDS = 40, 25, 120
 LAST_RATE = 0.02
+# A step that takes longer was paused: no more of it counts.
+LONGEST_STEP_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,13 @@ def run(
 ) -> None:
     """Go on where the last run stopped, at a share `rate` of the stage's learning rates.
 
-    In the last `cooling_s` seconds they fall to almost nothing. Ends early, and saves, where `is_stopped`.
+    Learns for `seconds`, pauses left out; in the last `cooling_s` of them the rates fall to almost nothing. Ends early,
+    and saves, where `is_stopped`.
     """
     path, log = directory / f"{stage.name}.pt", Log(directory / f"{stage.name}.jsonl")
     step, samples = resume(stage, path)
     rng = random.Random(f"{stage.name} {seed} {step} {together.RANK}")  # noqa: S311
-    end, saved = time.monotonic() + seconds, time.monotonic()
+    left, now, saved = seconds, time.monotonic(), time.monotonic()
     warm_from, sums, ended = step, defaultdict(list), 0.0
     while ended == 0.0:
         for part in stage.lesson(rng, step):
@@ -64,7 +67,8 @@ def run(
             samples += part.samples
             for name, figure in part.figures.items():
                 sums[name].append(figure)
-        left = end - time.monotonic()
+        before, now = now, time.monotonic()
+        left -= min(now - before, LONGEST_STEP_S)
         cooled = max(LAST_RATE, min(1.0, left / cooling_s)) if cooling_s else 1.0
         share = rate * min(1.0, (step + 1 - warm_from) / WARMUP_STEPS, cooled)
         share, ended = together.mean(list(stage.model.parameters()), [share, float(left < 0 or is_stopped())])

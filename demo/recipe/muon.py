@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from demo.recipe import together
 
 # Coefficients of the quintic Newton-Schulz iteration in that article.
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -25,7 +27,10 @@ def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps of equal spectral size along the orthogonalized momentum; for hidden matrices only."""
+    """Steps of equal spectral size along the orthogonalized momentum; for hidden matrices only.
+
+    Where several processes learn together, each works out a part of the directions.
+    """
 
     def __init__(
         self, parameters: Iterable[Tensor], *, lr: float, momentum: float = 0.95, decay: float = 0.01
@@ -35,19 +40,25 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # noqa: ARG002
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._move(weight, group)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in weights:
+                self._remember(weight, group)
+            for weight, direction in zip(weights, self._directions(weights, group), strict=True):
+                scale = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
+                weight.mul_(1 - group["lr"] * group["decay"])
+                weight.add_(direction, alpha=-group["lr"] * scale)
 
-    def _move(self, weight: Tensor, group: dict[str, Any]) -> None:
+    def _remember(self, weight: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(weight)
         state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-        direction = weight.grad.lerp(state["momentum"], group["momentum"])
-        scale = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
-        weight.mul_(1 - group["lr"] * group["decay"])
-        weight.add_(orthogonalized(direction), alpha=-group["lr"] * scale)
+
+    def _directions(self, weights: Sequence[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        def direction(weight: Tensor) -> Tensor:
+            return orthogonalized(weight.grad.lerp(self.state[weight]["momentum"], group["momentum"]))
+
+        return together.shared(weights, direction)
 
 
 def optimizers(model: nn.Module, *, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:

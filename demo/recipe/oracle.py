@@ -2,7 +2,9 @@
 
 A patch's 192 features are two halves of 96, one for its left 7 pixels and one for its right 7; in each, feature k is
 AMPLITUDE times how surely a glyph of class k (`render.charset`) has its centre there. A glyph whose centre is near the
-border of two cells is shared between them. The language model can so be taught from known contents, without pixels,
+border of two cells is shared between them. Colours and shapes are written weakly wherever they cover a cell, and the two
+features of each half that no class needs say where in its tile the patch lies: its row on the left, its column on the
+right. The language model can so be taught from known contents, without pixels,
 while the vision tower is still learning; afterwards both are trained together on pictures.
 """
 
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from demo.recipe.render.charset import CODE_CLASSES
+from demo.recipe.render.charset import CODE_CLASSES, COLOUR_CLASS
 from demo.recipe.render.page import Mark
 
 PATCH, TILE = 14, 224
@@ -22,6 +24,8 @@ GRID = TILE // PATCH
 CELL_WIDTH = PATCH // 2
 AMPLITUDE = 3.0
 SHARPNESS = 2.5
+COVERED = 0.35
+FIRST_COLOUR = min(COLOUR_CLASS.values())
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
@@ -70,6 +74,23 @@ def tile_codes(cells: Float32) -> Float32:
 def tile_covers(cells: Int64) -> Int64:
     """A map of whole tiles -> [tiles, 256, 2]."""
     return _by_tiles(cells, 2)
+
+
+def written(codes: Float32, covers: Int64) -> Float32:
+    """The features, in AMPLITUDEs, for the codes [tiles, 256, 192] and the covers [tiles, 256, 2]."""
+    split = codes.reshape(*covers.shape, CODE_CLASSES) + _places()
+    at = np.nonzero(covers >= FIRST_COLOUR)
+    split[(*at, covers[at])] += COVERED
+    return split.reshape(codes.shape).astype(np.float32)
+
+
+def _places() -> Float32:
+    """[256, 2, 96]: half a turn from the first row to the last, in the last two features of each half."""
+    places = np.zeros((GRID, GRID, 2, CODE_CLASSES), np.float32)
+    angle = np.pi * np.arange(GRID) / (GRID - 1)
+    places[:, :, 0, -2:] = np.stack([np.cos(angle), np.sin(angle)], -1)[:, None]
+    places[:, :, 1, -2:] = np.stack([np.cos(angle), np.sin(angle)], -1)
+    return places.reshape(GRID * GRID, 2, CODE_CLASSES)
 
 
 def _by_tiles(cells: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:

@@ -15,11 +15,15 @@ Box = tuple[int, int, int, int]
 
 
 class Turn(NamedTuple):
-    """A question and its answer; `box` where the answer is a place."""
+    """A question and its answer; `box` where the answer is a place.
+
+    `shown`: which of the first page's runs shows the answer, where the answer is not printed itself.
+    """
 
     question: str
     answer: str
     box: Box | None = None
+    shown: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,15 @@ class Scene:
 
 @dataclass(slots=True)
 class Brush:
-    """What a scene is made with: chance, the faces that may be used, whether pixels are wanted, and type sizes."""
+    """What a scene is made with: chance, the faces that may be used, whether pixels are wanted, type sizes,
+    and how many questions of a kind are asked at most.
+    """
 
     rng: random.Random
     which: Faces = "train"
     draws: bool = True
     sizes_px: tuple[int, int] = (28, 44)
+    questions: int = 3
 
     def page(self, width: int, height: int, background: tuple[int, int, int]) -> Page:
         return Page(width, height, background, draws=self.draws)

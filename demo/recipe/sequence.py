@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from demo.recipe import oracle
 from demo.recipe.evaluation import message
-from demo.recipe.render.page import Mark, Page
-from demo.recipe.scene import Scene
+from demo.recipe.render.page import Mark, Page, Run, Tag
+from demo.recipe.scene import Scene, Turn
 from demo.recipe.tokenizer import CONTRACT, runtime_tokenizer
 from vitrail.core import Control, Segment, Text
 from vitrail.prompt import template_segments, turn_segments
@@ -28,6 +29,9 @@ LEGIBLE_PX = 17
 IGNORED = -100
 # Characters of one visual token that are told apart by their order.
 ORDER = 3
+# Characters that are told of what stands before, of a row's key and of a column's head; and the number.
+BEFORE, KEY, HEAD, NUMBER = 2, 3, 2, 1
+KINDS = ORDER + BEFORE + KEY + HEAD + NUMBER
 Int64 = npt.NDArray[np.int64]
 
 
@@ -35,19 +39,24 @@ Int64 = npt.NDArray[np.int64]
 class Batch:
     """ids and targets [n, P] (targets IGNORED outside answers), and all pictures' tiles or codes in order.
 
-    names [t, 64, ORDER + 2]: the tokens that spell the characters in each visual token's square from the left, and
-    the two that stand before them in their line, newest first; a line break where it begins; IGNORED where none is.
+    `written`: what a perfect vision tower writes for the tiles, in AMPLITUDEs; `codes`: its shares of classes.
+    names [t, 64, KINDS]: the tokens that spell the characters in each visual token's square from the left; the two
+    that stand before them in their line, newest first, a line break where it begins; the first three of their row's
+    key and the first two of their column's head, line breaks where it is shorter; their number; IGNORED where none is.
     looks [n, P]: where in the sequence the visual token of the character stands that is to be written next, or IGNORED.
     orders [n, P]: how many characters stand to the left of that one in the same square, at most ORDER - 1.
+    wanted [n, P, KINDS]: the names of that visual token from the key on.
     """
 
     ids: Tensor
     targets: Tensor
     pictures: Tensor
     codes: Tensor
+    written: Tensor
     names: Tensor
     looks: Tensor
     orders: Tensor
+    wanted: Tensor
 
 
 @lru_cache(maxsize=1)
@@ -65,11 +74,18 @@ class Spot(NamedTuple):
 NOWHERE = Spot(IGNORED, 0)
 
 
-def encode(scene: Scene) -> tuple[Int64, Int64, Int64, Int64]:
-    """ids [P] of the whole conversation; targets [P]: the next token where it belongs to an answer; looks [P] and
-    orders [P]: the place of the visual token where that token's character is printed, where it is printed once, and
-    how many characters that square has to the left of it.
-    """
+class Encoded(NamedTuple):
+    """A scene's rows of a `Batch`."""
+
+    ids: Int64
+    targets: Int64
+    looks: Int64
+    orders: Int64
+    wanted: Int64
+
+
+def encode(scene: Scene) -> Encoded:
+    """The whole conversation. It is told where to look where the answer is printed once, or shown by a shape."""
     printed = printed_lines(scene)
     turns: list[tuple[str, tuple[Segment, ...]]] = []
     ids: list[int] = []
@@ -82,32 +98,46 @@ def encode(scene: Scene) -> tuple[Int64, Int64, Int64, Int64]:
         prompt = _ids(template_segments(turns, contract=CONTRACT))  # type: ignore[arg-type]
         answer = [*_ids(turn_segments(turn.answer, [])), *_ids((Control("<|im_end|>"),))]
         targets += [IGNORED] * (len(prompt) - len(ids) - 1) + answer
-        looks += [NOWHERE] * (len(prompt) - len(ids) - 1) + _spots(turn.answer, len(answer), printed)
+        looks += [NOWHERE] * (len(prompt) - len(ids) - 1) + _spots(scene, turn, len(answer), printed)
         ids = [*prompt, *answer]
         targets, looks = [*targets, IGNORED], [*looks, NOWHERE]
         turns.append(("assistant", turn_segments(turn.answer, [])))
     places = np.flatnonzero(np.asarray(ids) == image_context_id())
     absolute = [IGNORED if each == NOWHERE else int(places[each.square]) for each in looks]
-    return (
-        np.asarray(ids),
-        np.asarray(targets),
-        np.asarray(absolute),
-        np.asarray([each.order for each in looks]),
-    )
+    names = np.concatenate([page_names(page) for page in scene.pages]).reshape(-1, KINDS)
+    wanted = np.full((len(ids), KINDS), IGNORED)
+    for at, spot in enumerate(looks):
+        if spot != NOWHERE:
+            wanted[at, ORDER + BEFORE :] = names[spot.square, ORDER + BEFORE :]
+    orders = [each.order for each in looks]
+    return Encoded(*map(np.asarray, (ids, targets, absolute, orders)), wanted)
 
 
 def printed_lines(scene: Scene) -> dict[str, list[Spot]]:
-    """Every line that is printed once -> where its characters stand; NOWHERE for spaces."""
+    """Every line and every row that is printed once -> where its characters stand; NOWHERE for spaces."""
     lines: dict[str, list[Spot]] = {}
     twice: set[str] = set()
     first = 0
     for page in scene.pages:
-        for words, marks in page.runs:
+        placed = [(run, _run_spots(page, run, first)) for run in page.runs]
+        rows = [list(row) for _, row in groupby(placed, lambda each: each[0].tag.number)]
+        joined = [_joined(row) for row in rows if len(row) > 1]
+        for words, spots in (*((run.words, spots) for run, spots in placed), *joined):
             (twice.add if words in lines else lambda _: None)(words)
-            spots = iter(_ordered(first + _square(page, mark) for mark in marks))
-            lines[words] = [NOWHERE if each == " " else next(spots) for each in words]
+            lines[words] = spots
         first += tile_count(page) * TOKENS_PER_TILE
     return {words: spots for words, spots in lines.items() if words not in twice}
+
+
+def _run_spots(page: Page, run: Run, first: int) -> list[Spot]:
+    spots = iter(_ordered(first + token_square(page, mark) for mark in run.marks))
+    return [NOWHERE if each == " " else next(spots) for each in run.pieces]
+
+
+def _joined(row: list[tuple[Run, list[Spot]]]) -> tuple[str, list[Spot]]:
+    """The lines of a row as an answer gives them: one after the other with spaces between."""
+    spots = [spot for _, each in row for spot in (*each, NOWHERE)]
+    return " ".join(run.words for run, _ in row), spots[:-1]
 
 
 def _ordered(squares: Iterable[int]) -> list[Spot]:
@@ -119,7 +149,7 @@ def _ordered(squares: Iterable[int]) -> list[Spot]:
     return spots
 
 
-def _square(page: Page, mark: Mark) -> int:
+def token_square(page: Page, mark: Mark) -> int:
     """The visual token of a page in whose square a mark has its centre, the nearest where that lies outside."""
     column = int(min(max(mark.x, 0), page.width - 1) // SQUARE)
     row = int(min(max(mark.y, 0), page.height - 1) // SQUARE)
@@ -127,48 +157,71 @@ def _square(page: Page, mark: Mark) -> int:
     return tile * TOKENS_PER_TILE + row % SIDE * SIDE + column % SIDE
 
 
-def _spots(answer: str, tokens: int, printed: dict[str, list[Spot]]) -> list[Spot]:
+def _spots(scene: Scene, turn: Turn, tokens: int, printed: dict[str, list[Spot]]) -> list[Spot]:
     """For each token of an answer and its end where to look; all NOWHERE where tokens are not characters."""
-    spots = [
-        each for line in answer.split("\n") for each in (*printed.get(line, [NOWHERE] * len(line)), NOWHERE)
-    ]
+    if turn.shown is not None:
+        run = scene.pages[0].runs[turn.shown]
+        return [*[_run_spots(scene.pages[0], run, 0)[0]] * (tokens - 1), NOWHERE]
+    lines = turn.answer.split("\n")
+    spots = [each for line in lines for each in (*printed.get(line, [NOWHERE] * len(line)), NOWHERE)]
     return spots if len(spots) == tokens else [NOWHERE] * tokens
 
 
 def batch(scenes: list[Scene], *, pixels: bool) -> Batch:
-    """Scenes padded to one length. pictures: uint8 [t, 3, 224, 224], or with pixels=False codes [t, 256, 192]."""
+    """Scenes padded to one length. pictures: uint8 [t, 3, 224, 224], or with pixels=False what is written of them."""
     encoded = [encode(scene) for scene in scenes]
-    shape = (len(scenes), max(len(parts[0]) for parts in encoded))
-    ids, targets, looks, orders = (np.full(shape, fill) for fill in (0, IGNORED, IGNORED, 0))
-    for row, parts in enumerate(encoded):
-        for whole, part in zip((ids, targets, looks, orders), parts, strict=True):
-            whole[row, : len(part)] = part
+    length = max(len(parts.ids) for parts in encoded)
+    rows = [
+        torch.from_numpy(np.stack([_filled(part, length, fill) for part in parts]))
+        for parts, fill in zip(zip(*encoded, strict=True), FILLS, strict=True)
+    ]
+    ids, targets, looks, orders, wanted = rows
     pages = [page for scene in scenes for page in scene.pages]
-    codes = torch.from_numpy(np.concatenate([page_codes(page) for page in pages]))
-    pictures = torch.from_numpy(np.concatenate([page_tiles(page) for page in pages])) if pixels else codes
-    return Batch(
-        torch.from_numpy(ids),
-        torch.from_numpy(targets),
-        pictures,
-        codes,
-        torch.from_numpy(np.concatenate([page_names(page) for page in pages])),
-        torch.from_numpy(looks),
-        torch.from_numpy(orders),
-    )
+    codes, covers = (np.concatenate([of(page) for page in pages]) for of in (page_codes, page_covers))
+    written = torch.from_numpy(oracle.written(codes, covers))
+    pictures = torch.from_numpy(np.concatenate([page_tiles(page) for page in pages])) if pixels else written
+    names = torch.from_numpy(np.concatenate([page_names(page) for page in pages]))
+    return Batch(ids, targets, pictures, torch.from_numpy(codes), written, names, looks, orders, wanted)
+
+
+# What the ends of shorter sequences are filled with, for each part of `Encoded`.
+FILLS = Encoded(*map(np.asarray, (0, IGNORED, IGNORED, 0, IGNORED)))
+
+
+def _filled(part: Int64, length: int, fill: Int64) -> Int64:
+    whole = np.full((length, *part.shape[1:]), fill)
+    whole[: len(part)] = part
+    return whole
 
 
 def page_names(page: Page) -> Int64:
-    """[tiles, 64, ORDER + 2] as in `Batch.names`; a thumbnail names nothing."""
-    names = np.full((tile_count(page), TOKENS_PER_TILE, ORDER + 2), IGNORED)
-    squares = names.reshape(-1, ORDER + 2)
-    for words, marks in page.runs:
-        places = [at for at, each in enumerate(words) if each != " "]
-        line = [token_of("\n"), token_of("\n"), *map(token_of, words)]
-        for at, (square, order) in zip(places, _ordered(_square(page, mark) for mark in marks), strict=True):
+    """[tiles, 64, KINDS] as in `Batch.names`; a thumbnail names nothing."""
+    names = np.full((tile_count(page), TOKENS_PER_TILE, KINDS), IGNORED)
+    squares, end = names.reshape(-1, KINDS), token_of("\n")
+    for run in page.runs:
+        places = [at for at, each in enumerate(run.pieces) if each != " "]
+        line = [end, end, *map(token_of, run.pieces)]
+        spots = _ordered(token_square(page, mark) for mark in run.marks)
+        for at, (square, order) in zip(places, spots, strict=True):
             squares[square, order] = line[at + 2]
             if order == 0:
-                squares[square, ORDER:] = line[at + 1], line[at]
+                squares[square, ORDER:] = line[at + 1], line[at], *tag_names(run.tag)
+                if run.words == run.tag.key:
+                    # Of its own beginning it has only seen so much.
+                    squares[square, ORDER + BEFORE :][at + 1 : KEY] = IGNORED
     return names
+
+
+@lru_cache(maxsize=4096)
+def tag_names(tag: Tag) -> tuple[int, ...]:
+    number = IGNORED if tag.number is None else token_of(str(min(tag.number, 9)))
+    return *_first(tag.key, KEY), *_first(tag.head, HEAD), number
+
+
+def _first(words: str | None, count: int) -> tuple[int, ...]:
+    if words is None:
+        return (IGNORED,) * count
+    return tuple(map(token_of, words[:count].ljust(count, "\n")))
 
 
 @lru_cache(maxsize=256)

@@ -7,17 +7,29 @@ other.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, distributed
 
-RANK = int(os.environ.get("RANK", "0"))
+RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join() -> None:
     """Meet the other processes, if torch.distributed.run started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if SIZE > 1:
         distributed.init_process_group("gloo")
+
+
+def shared(inputs: Sequence[Tensor], work: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """`work` of every input, of its shape; each process does a part of it."""
+    if not distributed.is_initialized():
+        return [work(each) for each in inputs]
+    done = [work(each) if at % SIZE == RANK else torch.zeros_like(each) for at, each in enumerate(inputs)]
+    flat = torch.cat([each.flatten() for each in done])
+    distributed.all_reduce(flat)
+    parts = flat.split([each.numel() for each in inputs])
+    return [part.view_as(each) for part, each in zip(parts, inputs, strict=True)]
 
 
 def mean(parameters: list[Tensor], figures: list[float]) -> list[float]:

@@ -59,18 +59,21 @@ def stage(
     context = image_context_id()
 
     def lesson(rng: random.Random, _step: int) -> Iterator[Lesson]:
-        scenes = curriculum.scenes(
-            rng, curriculum.WITH_PIXELS, tiles=TILES, draws=True, most_tiles=most_tiles
-        )
+        scenes = curriculum.scenes(rng, curriculum.MIXED, tiles=TILES, draws=True, most_tiles=most_tiles)
         for page in (page for scene in scenes for page in scene.pages):
             weather(page, rng, turns=scenes[0].skill != "boxes")
         data = batch(scenes, pixels=True)
         dense = [dense_tile(rng, smallest_px=SMALLEST_PX, largest_px=LARGEST_PX) for _ in range(DENSE_TILES)]
-        tiles, codes, covers = labelled([labelled_tile(page, rng) for page in dense])
+        tiles, codes, covers, written = labelled([labelled_tile(page, rng) for page in dense])
         scene_covers = _covers(scenes)
         with torch.autocast(tiles.device.type, dtype=torch.bfloat16):
             outputs = model.vision(normalized(torch.cat([data.pictures, tiles])))
-        parts = losses(outputs, torch.cat([data.codes, codes]), torch.cat([scene_covers, covers]))
+        parts = losses(
+            outputs,
+            torch.cat([data.codes, codes]),
+            torch.cat([scene_covers, covers]),
+            torch.cat([data.written, written]),
+        )
         answers = answer_loss(model.demo, data, outputs[0][: len(data.pictures)], context)
         found = accuracy(outputs[1][len(data.pictures) :], codes)
         figures = {"loss": answers.loss.item(), "found": found, scenes[0].skill: answers.right}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from demo.recipe import curriculum, oracle
+from demo.recipe import curriculum, oracle, together
 from demo.recipe.loop import Lesson, Stage
 from demo.recipe.model import DemoModel, Kept, Shape
 from demo.recipe.muon import optimizers
@@ -19,8 +19,10 @@ from demo.recipe.sequence import IGNORED, ORDER, Batch, batch, image_context_id
 from demo.recipe.state import load, normalized
 from demo.recipe.vision import VisionModel
 
-TILES, PARTS = 10, 2
-NOISE, NAMED_SHARE, LOOKED_SHARE = 0.25, 0.5, 0.5
+TILES, PARTS = 20, 2
+NOISE, NAMED_SHARE, WANTED_SHARE, LOOKED_SHARE = 0.25, 0.5, 0.3, 0.5
+# How far each kind of name rotates a state.
+SHIFTS = (0, 51, 102, 153, 204, 25, 76, 127, 178, 229, 240)
 FIRST_STEPS = 1000
 MOST_TILES = 13
 
@@ -54,15 +56,15 @@ def stage(*, eyes: Eyes | None = None, most_tiles: int = MOST_TILES) -> Stage:
     context = image_context_id()
 
     def lesson(rng: random.Random, step: int) -> Iterator[Lesson]:
-        later = curriculum.MIXED if eyes is None else curriculum.WITH_PIXELS
-        shares = curriculum.FIRST if step < FIRST_STEPS else later
-        for _ in range(PARTS):
+        shares = curriculum.FIRST if step < FIRST_STEPS else curriculum.MIXED
+        parts = max(1, PARTS // together.SIZE)
+        for _ in range(parts):
             drawn = curriculum.scenes(rng, shares, tiles=TILES, draws=eyes is not None, most_tiles=most_tiles)
             data = batch(drawn, pixels=eyes is not None)
             features = features_of(data.pictures) if eyes is None else eyes(data.pictures)
             answers = answer_loss(model, data, features, context)
             yield Lesson(
-                answers.total / PARTS, {**answers.figures, drawn[0].skill: answers.right}, len(drawn)
+                answers.total / parts, {**answers.figures, drawn[0].skill: answers.right}, len(drawn)
             )
 
     return Stage("text", model, optimizers(model, muon_lr=0.015, adam_lr=4e-3), lesson)
@@ -75,6 +77,8 @@ class Answers:
     named: cross entropy of each visual token's characters and of those before them, told where the token stands by
     its state before the watched layer. It teaches what the code means at once, for hundreds of characters in a step,
     so that only where to look is left to be found by answering.
+    wanted: the same at the places of answers: the key, the head and the number of the visual token to read next, so
+    that it is found by what it is called.
     looked: cross entropy of the watched heads' attention with the visual token of the character to write next.
     Without it, answers stayed at the frequencies of characters for as long as was tried (5,000 samples).
     There is one such head for the first character of a token, one for the second and one for the third: the one
@@ -84,15 +88,18 @@ class Answers:
     loss: Tensor
     right: float
     named: Tensor
+    wanted: Tensor
     looked: Tensor
 
     @property
     def total(self) -> Tensor:
-        return self.loss + NAMED_SHARE * self.named + LOOKED_SHARE * self.looked
+        told = NAMED_SHARE * self.named + WANTED_SHARE * self.wanted + LOOKED_SHARE * self.looked
+        return self.loss + told
 
     @property
     def figures(self) -> dict[str, float]:
-        return {"loss": self.loss.item(), "named": self.named.item(), "looked": self.looked.item()}
+        parts = {"loss": self.loss, "named": self.named, "wanted": self.wanted, "looked": self.looked}
+        return {name: part.item() for name, part in parts.items()}
 
 
 def answer_loss(model: DemoModel, data: Batch, features: Tensor, context: int) -> Answers:
@@ -102,11 +109,14 @@ def answer_loss(model: DemoModel, data: Batch, features: Tensor, context: int) -
         hidden = model.language_model.hidden(embeds, kept)
         answers = model.language_model.output(hidden[data.targets != IGNORED]).float()
         named = named_loss(model, kept.states[data.ids == context], data.names.flatten(0, 1))
+        is_read = data.looks != IGNORED
+        wanted = named_loss(model, kept.states[is_read], data.wanted[is_read])
     targets = data.targets[data.targets != IGNORED]
     return Answers(
         loss=functional.cross_entropy(answers, targets),
         right=(answers.argmax(-1) == targets).float().mean().item(),
         named=named,
+        wanted=wanted,
         looked=looked_loss(kept.query, kept.key, data.looks, data.orders),
     )
 
@@ -116,14 +126,13 @@ def named_loss(model: DemoModel, states: Tensor, names: Tensor) -> Tensor:
 
     Each of the k has its own rotation of the state's numbers before the same output matrix.
     """
-    kinds = names.shape[1]
-    width = states.shape[-1] // kinds
-    states = functional.rms_norm(states, states.shape[-1:])
-    told = torch.stack([states.roll(kind * width, -1) for kind in range(kinds)], 1)
-    is_named = names != IGNORED
-    if not is_named.any():
+    rows, kinds = (names != IGNORED).nonzero(as_tuple=True)
+    if not len(rows):
         return torch.zeros(())
-    return functional.cross_entropy(model.language_model.output(told[is_named]).float(), names[is_named])
+    is_told = (names != IGNORED).any(-1)
+    states = functional.rms_norm(states[is_told], states.shape[-1:])
+    told = torch.stack([states.roll(shift, -1) for shift in SHIFTS], 1)[names[is_told] != IGNORED]
+    return functional.cross_entropy(model.language_model.output(told).float(), names[rows, kinds])
 
 
 def looked_loss(query: Tensor, key: Tensor, looks: Tensor, orders: Tensor) -> Tensor:
@@ -142,7 +151,7 @@ def looked_loss(query: Tensor, key: Tensor, looks: Tensor, orders: Tensor) -> Te
     return (each * weight.flatten()).sum() / weight.sum()
 
 
-def features_of(codes: Tensor) -> Tensor:
-    """Codes as the vision tower would write them, not quite exactly."""
-    noise = NOISE * torch.rand(codes.shape[0], 1, 1)
-    return oracle.AMPLITUDE * codes + noise * torch.randn_like(codes)
+def features_of(written: Tensor) -> Tensor:
+    """What the vision tower would write, not quite exactly."""
+    noise = NOISE * torch.rand(written.shape[0], 1, 1)
+    return oracle.AMPLITUDE * written + noise * torch.randn_like(written)

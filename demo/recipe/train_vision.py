@@ -28,7 +28,7 @@ from demo.recipe.vision import VisionModel
 DENSE, SCENES = 11, 5
 SMALLEST_PX, LARGEST_PX = 24, 48
 BLANK_WEIGHT = 0.15
-Labelled = tuple[npt.NDArray[np.uint8], oracle.Float32, oracle.Int64]
+Labelled = tuple[npt.NDArray[np.uint8], oracle.Float32, oracle.Int64, oracle.Float32]
 
 
 class VisionStage(nn.Module):
@@ -55,21 +55,23 @@ def scene_pages(rng: random.Random, count: int) -> list[Page]:
 
 
 def labelled_tile(page: Page, rng: random.Random) -> Labelled:
-    """One tile of a page, the thumbnail among them, with its shares of centres and its classes of cover."""
+    """One tile of a page, the thumbnail among them, its shares of centres, its classes of cover, what to write."""
     weather(page, rng)
     tiles, codes = page_tiles(page), page_codes(page)
     covers = page_covers(page)
     at = rng.randrange(len(tiles))
-    return tiles[at], codes[at], covers[at]
+    return tiles[at], codes[at], covers[at], oracle.written(codes[at], covers[at])
 
 
-def labelled(tiles: list[Labelled]) -> tuple[Tensor, Tensor, Tensor]:
-    """Tiles uint8 [n, 3, 224, 224], shares of centres [n, 256, 192] and classes of cover [n, 256, 2]."""
-    pixels, codes, covers = (torch.from_numpy(np.stack(each)) for each in zip(*tiles, strict=True))
-    return pixels, codes, covers
+def labelled(tiles: list[Labelled]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tiles uint8 [n, 3, 224, 224], shares of centres [n, 256, 192], classes of cover [n, 256, 2], what to write."""
+    pixels, codes, covers, written = (torch.from_numpy(np.stack(each)) for each in zip(*tiles, strict=True))
+    return pixels, codes, covers, written
 
 
-def losses(outputs: tuple[Tensor, Tensor, Tensor], codes: Tensor, cover: Tensor) -> dict[str, Tensor]:
+def losses(
+    outputs: tuple[Tensor, Tensor, Tensor], codes: Tensor, cover: Tensor, written: Tensor
+) -> dict[str, Tensor]:
     """Cross entropies of centres and cover, and the squared error of the code itself; blank cells count less."""
     features, centre_logits, cover_logits = (each.float() for each in outputs)
     shares = codes.view_as(centre_logits)
@@ -79,7 +81,7 @@ def losses(outputs: tuple[Tensor, Tensor, Tensor], codes: Tensor, cover: Tensor)
     centres = -(weight * (shares * centre_logits.log_softmax(-1)).sum(-1)).sum()
     classes = torch.where(cover > 0, 1.0, BLANK_WEIGHT)
     each = functional.cross_entropy(cover_logits.flatten(0, 2), cover.flatten(), reduction="none")
-    error = (features.view_as(shares) / oracle.AMPLITUDE - codes.view_as(shares)).square().sum(-1)
+    error = (features.view_as(shares) / oracle.AMPLITUDE - written.view_as(shares)).square().sum(-1)
     return {
         "centres": centres,
         "cover": (each * classes.flatten()).sum() / classes.sum(),
@@ -101,12 +103,12 @@ def stage(*, dense: int = DENSE, scenes: int = SCENES) -> Stage:
 
     def lesson(rng: random.Random, _step: int) -> Iterator[Lesson]:
         pages = [dense_tile(rng, smallest_px=SMALLEST_PX, largest_px=LARGEST_PX) for _ in range(dense)]
-        tiles, codes, cover = labelled(
+        tiles, codes, cover, written = labelled(
             [labelled_tile(page, rng) for page in (*pages, *scene_pages(rng, scenes))]
         )
         with torch.autocast(tiles.device.type, dtype=torch.bfloat16):
             outputs = model(normalized(tiles))
-        parts = losses(outputs, codes, cover)
+        parts = losses(outputs, codes, cover, written)
         figures = {name: part.item() for name, part in parts.items()}
         found = accuracy(outputs[1][:dense], codes[:dense]) if dense else 0.0
         yield Lesson(sum(parts.values(), torch.zeros(())), {**figures, "found": found}, dense + scenes)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 torch = pytest.importorskip("torch")
 
 from demo.recipe import curriculum, evaluation, train_joint, train_text, train_vision  # noqa: E402
-from demo.recipe.convert import convert  # noqa: E402
+from demo.recipe.convert import convert, trained  # noqa: E402
 from demo.recipe.curves import draw, read_series  # noqa: E402
 from demo.recipe.grow import grow  # noqa: E402
 from demo.recipe.loop import resume, run  # noqa: E402
@@ -25,9 +25,21 @@ from demo.recipe.render import fonts, words  # noqa: E402
 from demo.recipe.render.charset import CHARACTER_CLASS, CODE_CLASSES  # noqa: E402
 from demo.recipe.render.page import Mark, Page, Type  # noqa: E402
 from demo.recipe.render.weather import turn  # noqa: E402
+from demo.recipe.resume import resume_from  # noqa: E402
 from demo.recipe.scene import Brush, Scene, Turn  # noqa: E402
 from demo.recipe.scenes import MAKERS  # noqa: E402
-from demo.recipe.sequence import IGNORED, batch, encode, image_context_id, page_tiles  # noqa: E402
+from demo.recipe.sequence import (  # noqa: E402
+    BEFORE,
+    IGNORED,
+    KINDS,
+    ORDER,
+    batch,
+    encode,
+    image_context_id,
+    page_names,
+    page_tiles,
+    token_square,
+)
 from demo.recipe.state import normalized, parts_of, save  # noqa: E402
 from demo.recipe.tokenizer import CONTRACT, runtime_tokenizer  # noqa: E402
 
@@ -79,9 +91,9 @@ def test_a_brush_prints_in_its_own_faces_only(skill, which, monkeypatch):
     used = set()
     text = Page.text
 
-    def noted(page, x, baseline, words, style):
+    def noted(page, x, baseline, words, style, *tag):
         used.add(style.name)
-        return text(page, x, baseline, words, style)
+        return text(page, x, baseline, words, style, *tag)
 
     monkeypatch.setattr(Page, "text", noted)
     for seed in range(5):
@@ -123,7 +135,7 @@ def test_codes_of_tiles_follow_the_order_of_tiles():
 def test_training_sequences_are_the_prompts_that_serving_renders(skill):
     """The first question of a scene, asked of the runtime, gives the ids that training saw before the answer."""
     scene = MAKERS[skill](Brush(random.Random(2)))
-    ids, targets, _, _ = encode(scene)
+    ids, targets, *_ = encode(scene)
     images = [{"type": "image", "image": page.image} for page in scene.pages]
     text = evaluation.message(skill, scene.turns[0].question, len(images))
     prompt = render(
@@ -142,7 +154,7 @@ def test_training_sequences_are_the_prompts_that_serving_renders(skill):
 
 def test_answers_are_learned_and_nothing_else():
     scene = MAKERS["lines"](Brush(random.Random(2), draws=False))
-    _, targets, _, _ = encode(scene)
+    targets = encode(scene).targets
     learned = [int(each) for each in targets[targets != IGNORED]]
     said = "<|im_end|>".join((*(turn.answer for turn in scene.turns), ""))
     assert runtime_tokenizer().decode(learned, keep_special=True) == said
@@ -154,7 +166,7 @@ def test_the_place_to_look_at_holds_the_character_to_write():
     style = Type("dejavu/DejaVuSansMono", 40, (0, 0, 0))
     page.text(180.0, 300.0, "AB3", style)
     scene = Scene("signs", (page,), (Turn("Read the text.", "AB3"),))
-    ids, targets, looks, _ = encode(scene)
+    ids, targets, looks, *_ = encode(scene)
     first = int(np.flatnonzero(ids == image_context_id())[0])
     squares = [(int(mark.x // 28), int(mark.y // 28)) for mark in page.marks]
     expected = [first + 64 * (2 + x // 8) + y % 8 * 8 + x % 8 for x, y in squares]
@@ -166,14 +178,14 @@ def test_characters_of_one_visual_token_are_told_apart_by_their_order():
     page = Page(224, 224, draws=False)
     page.text(30.0, 50.0, "1M234", Type("dejavu/DejaVuSansMono", 20, (0, 0, 0)))
     scene = Scene("codes", (page,), (Turn("Read the text.", "1M234"),))
-    _, _, looks, orders = encode(scene)
+    _, _, looks, orders, _ = encode(scene)
     there = looks != IGNORED
     squares = [int(mark.x // 28) for mark in page.marks]
     assert squares == [1, 1, 2, 2, 3]
     assert orders[there].tolist() == [0, 1, 0, 1, 0]
-    names = batch([scene], pixels=False).names[0].reshape(8, 8, 5)
+    names = batch([scene], pixels=False).names[0].reshape(8, 8, KINDS)
     row = int(page.marks[0].y // 28)
-    spelled = [_spelled(names[row, column]) for column in (1, 2, 3)]
+    spelled = [_spelled(names[row, column, : ORDER + BEFORE]) for column in (1, 2, 3)]
     assert spelled == ["1M\n\n", "23M1", "432"]
 
 
@@ -188,7 +200,7 @@ def test_marks_turn_with_their_page():
     rows, columns = np.nonzero(np.asarray(page.image.convert("L")) < 128)
     assert abs(columns.mean() - page.marks[0].x) < 2
     assert abs(rows.mean() - page.marks[0].y) < 2
-    assert page.runs[0][1] == tuple(page.marks)
+    assert page.runs[0].marks == tuple(page.marks)
 
 
 @pytest.mark.parametrize("name", ["vision", "text", "joint"])
@@ -260,6 +272,30 @@ def test_a_converted_checkpoint_computes_what_the_trained_model_does(tmp_path):
     embeds = reference.embeds(reference.features(data.pictures.numpy()))
     inputs = reference.inputs_embeds(data.ids[0].tolist(), embeds, image_context_id=context)
     assert np.abs(reference.logits(inputs) - expected).max() < 1e-4
+
+
+def test_training_goes_on_from_a_written_checkpoint(tmp_path):
+    """Both stages begin with the checkpoint's weights, and what exists is not overwritten."""
+    torch.manual_seed(0)
+    model, checkpoint = DemoModel(Shape()), tmp_path / "checkpoint"
+    convert(model, checkpoint)
+    resume_from(checkpoint, tmp_path)
+    started = trained(tmp_path).state_dict()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(started[name], weight.bfloat16().float()), name
+    with pytest.raises(FileExistsError, match=r"vision\.pt"):
+        resume_from(checkpoint, tmp_path)
+
+
+def test_a_price_is_named_after_its_row(tmp_path):
+    """Every visual token of a price carries the first letters of what it is the price of."""
+    scene = MAKERS["receipts"](Brush(random.Random(3), draws=False), grid=(2, 2))
+    (page,) = scene.pages
+    names = page_names(page).reshape(-1, KINDS)
+    for line, price in zip(page.runs[1::2], page.runs[2::2], strict=True):
+        (first,) = {token_square(page, price.marks[0])}
+        key = names[first, ORDER + BEFORE : ORDER + BEFORE + 3]
+        assert _spelled(key) == line.words[:3]
 
 
 def test_curves_show_every_series_of_a_log(tmp_path):

@@ -29,6 +29,32 @@ class Mark(NamedTuple):
     height: float
 
 
+class Tag(NamedTuple):
+    """What a line belongs to: what begins its row, what heads its column, and its number.
+
+    None where that cannot be known from what stands before it, in the order of visual tokens.
+    """
+
+    key: str | None = ""
+    head: str | None = ""
+    number: int | None = 0
+
+
+class Run(NamedTuple):
+    """A printed line, its pieces being characters, or a shape, whose pieces are its colour and its name.
+
+    `marks`: one for each piece that is not a space.
+    """
+
+    pieces: tuple[str, ...]
+    marks: tuple[Mark, ...]
+    tag: Tag
+
+    @property
+    def words(self) -> str:
+        return "".join(self.pieces)
+
+
 class Type(NamedTuple):
     """A face, its size in pixels and its colour."""
 
@@ -41,7 +67,7 @@ class Type(NamedTuple):
 class Page:
     """width x height pixels; `image` is None where only the contents are wanted.
 
-    `runs`: every printed line with the marks of its characters, spaces left out.
+    `runs`: every printed line and every shape.
     """
 
     width: int
@@ -49,7 +75,7 @@ class Page:
     background: Rgb = (255, 255, 255)
     draws: bool = True
     marks: list[Mark] = field(default_factory=list)
-    runs: list[tuple[str, tuple[Mark, ...]]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     image: Image.Image | None = None
 
     def __post_init__(self) -> None:
@@ -61,8 +87,8 @@ class Page:
         assert self.image is not None
         return ImageDraw.Draw(self.image)
 
-    def text(self, x: float, baseline: float, words: str, style: Type) -> float:
-        """Print words from x on a baseline; returns where they end."""
+    def text(self, x: float, baseline: float, words: str, style: Type, tag: Tag | None = None) -> float:
+        """Print words from x on a baseline; returns where they end. A line without a tag begins its own row."""
         if self.draws:
             font = face(style.name, style.size_px)
             self.pen.text((x, baseline), words, font=font, fill=style.colour, anchor="ls")
@@ -74,7 +100,7 @@ class Page:
                     Mark(CHARACTER_CLASS[character], x + width / 2, y, width, style.size_px * 0.8)
                 )
             x += width
-        self.runs.append((words, tuple(self.marks[first:])))
+        self.runs.append(Run(tuple(words), tuple(self.marks[first:]), tag or Tag(words)))
         return x
 
 

@@ -40,7 +40,7 @@ def turn(page: Page, degrees: float) -> None:
         return mark._replace(x=middle_x + across * x + up * y, y=middle_y - up * x + across * y)
 
     page.marks = [turned(mark) for mark in page.marks]
-    page.runs = [(words, tuple(turned(mark) for mark in marks)) for words, marks in page.runs]
+    page.runs = [run._replace(marks=tuple(turned(mark) for mark in run.marks)) for run in page.runs]
 
 
 def noisy(image: Image.Image, rng: random.Random) -> Image.Image:

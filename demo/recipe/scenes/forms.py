@@ -7,10 +7,11 @@ import math
 from demo.recipe import questions as ask
 from demo.recipe.render.charset import COLOUR_CLASS, COLOURS, SHAPE_CLASS, SHAPES
 from demo.recipe.render.dense import TILE
-from demo.recipe.render.page import Mark, Page, Rgb
+from demo.recipe.render.page import Mark, Page, Rgb, Run, Tag
 from demo.recipe.scene import Brush, Scene, Turn
 
 CELLS = 3
+FEW_QUESTIONS = 3
 LIGHT = ((255, 255, 255), (245, 240, 225), (225, 235, 245), (230, 230, 230))
 
 
@@ -19,27 +20,32 @@ def shapes(brush: Brush) -> Scene:
     rng = brush.rng
     page = brush.page(TILE, TILE, rng.choice(LIGHT))
     placed = _place(brush, page, rng.randint(1, 5))
-    colour, shape = rng.choice(sorted(placed))
-    turns = [
-        Turn(ask.COUNT.format("shapes"), str(len(placed))),
-        Turn(ask.COUNT.format(ask.PLURALS[shape]), str(sum(each == shape for _, each in placed))),
-    ]
-    if sum(each == shape for _, each in placed) == 1:
-        turns.append(Turn(ask.COLOUR_OF.format(shape), colour))
-    if sum(each == colour for each, _ in placed) == 1:
-        turns.append(Turn(ask.SHAPE_OF.format(colour), shape))
-    turns.append(_beside(placed, colour, shape))
+    first = rng.choice(sorted(placed))
+    turns = [Turn(ask.COUNT.format("shapes"), str(len(placed)))]
+    for colour, shape in dict.fromkeys((first, *sorted(placed)[: brush.questions - FEW_QUESTIONS])):
+        turns += [turn for turn in _about(placed, colour, shape) if turn not in turns]
     rng.shuffle(turns)
     return Scene("shapes", (page,), tuple(turns))
 
 
+def _about(placed: dict[tuple[str, str], tuple[int, int]], colour: str, shape: str) -> list[Turn]:
+    """How many there are of a shape, its colour and its shape where nothing else has them, what stands beside it."""
+    at, alike = list(placed).index((colour, shape)), sum(each == shape for _, each in placed)
+    turns = [Turn(ask.COUNT.format(ask.PLURALS[shape]), str(alike))]
+    if alike == 1:
+        turns.append(Turn(ask.COLOUR_OF.format(shape), colour, shown=at))
+    if sum(each == colour for each, _ in placed) == 1:
+        turns.append(Turn(ask.SHAPE_OF.format(colour), shape, shown=at))
+    return [*turns, _beside(placed, colour, shape)]
+
+
 def _beside(placed: dict[tuple[str, str], tuple[int, int]], colour: str, shape: str) -> Turn:
     column, row = placed[colour, shape]
-    answer = ask.NOTHING
-    for (other_colour, other), place in placed.items():
+    question = ask.BESIDE.format(f"{colour} {shape}")
+    for at, ((other_colour, other), place) in enumerate(placed.items()):
         if place == (column + 1, row):
-            answer = f"the {other_colour} {other}"
-    return Turn(ask.BESIDE.format(f"{colour} {shape}"), answer)
+            return Turn(question, f"the {other_colour} {other}", shown=at)
+    return Turn(question, ask.NOTHING)
 
 
 def boxes(brush: Brush) -> Scene:
@@ -48,12 +54,11 @@ def boxes(brush: Brush) -> Scene:
     page = brush.page(TILE, TILE, rng.choice(LIGHT))
     placed = _place(brush, page, rng.randint(1, 3))
     turns = []
-    for colour, shape in placed:
-        mark = next(m for m in page.marks if m.kind == COLOUR_CLASS[colour])
-        box = _thousandths(mark, page)
+    for at, (colour, shape) in enumerate(placed):
+        box = _thousandths(page.runs[at].marks[0], page)
         name = f"{colour} {shape}"
         answer = f"<ref>{name}</ref><box>[[{', '.join(map(str, box))}]]</box>"
-        turns.append(Turn(ask.FIND.format(name), answer, box))
+        turns.append(Turn(ask.FIND.format(name), answer, box, at))
     return Scene("boxes", (page,), tuple(turns))
 
 
@@ -82,8 +87,11 @@ def _place(brush: Brush, page: Page, count: int) -> dict[tuple[str, str], tuple[
         x = (column + 0.5) * pitch + rng.uniform(-slack, slack)
         y = (row + 0.5) * pitch + rng.uniform(-slack, slack)
         draw_shape(page, shape, (x, y), radius, COLOURS[colour])
-        for kind in (COLOUR_CLASS[colour], SHAPE_CLASS[shape]):
-            page.marks.append(Mark(kind, x, y, 2 * radius, 2 * radius))
+        marks = tuple(
+            Mark(kind, x, y, 2 * radius, 2 * radius) for kind in (COLOUR_CLASS[colour], SHAPE_CLASS[shape])
+        )
+        page.marks += marks
+        page.runs.append(Run((colour, shape), marks, Tag(None, None, None)))
         placed[colour, shape] = (column, row)
     return placed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from demo.recipe import questions as ask
 from demo.recipe.render import words as text
 from demo.recipe.render.dense import TILE, colours, fitting_size, random_type
-from demo.recipe.render.page import Page, Type, text_width
+from demo.recipe.render.page import Page, Tag, Type, text_width
 from demo.recipe.scene import Brush, Scene, Turn
 
 # Columns and rows of tiles. A receipt is narrow, a sign wide. One tile comes often, because it is cheap to learn on.
@@ -49,16 +49,16 @@ def _receipt_lines(
         shown = fitting_size(name, style, page.width - 12)
         page.text((page.width - text_width(name, shown)) / 2, y, name, shown)
         y += pitch
-    for name, price in lines:
-        shown = fitting_size(name + "  " + price, style, right - left)
-        page.text(left, y, name, shown)
-        page.text(right - text_width(price, shown), y, price, shown)
+    for number, (name, price) in enumerate(lines, 1):
+        shown, tag = fitting_size(name + "  " + price, style, right - left), Tag(name, number=number)
+        page.text(left, y, name, shown, tag)
+        page.text(right - text_width(price, shown), y, price, shown, tag)
         y += pitch
 
 
 def _receipt_turns(brush: Brush, goods: list[str], prices: list[int], shop: str | None) -> list[Turn]:
     rng = brush.rng
-    asked = rng.sample(range(len(goods)), min(3, len(goods)))
+    asked = rng.sample(range(len(goods)), min(brush.questions, len(goods)))
     turns = [Turn(ask.PRICE.format(goods[at]), _money(prices[at])) for at in asked]
     turns.append(Turn(ask.TOTAL, _money(sum(prices))))
     if shop is not None:
@@ -86,9 +86,10 @@ def tables(brush: Brush, grid: tuple[int, int] | None = None) -> Scene:
     widest = max((*names, *heads), key=lambda each: text_width(each, style))
     style = fitting_size(widest, style, room)
     y = 4 + 0.8 * pitch + rng.uniform(0, max(0.0, page.height - pitch * (count + 1) - 8))
-    for row in (("name", *heads), *((name, *line) for name, line in zip(names, cells, strict=True))):
-        for left, cell in zip(lefts, row, strict=True):
-            page.text(left, y, cell, style)
+    rows_of_cells = (("name", *heads), *((name, *line) for name, line in zip(names, cells, strict=True)))
+    for number, row in enumerate(rows_of_cells):
+        for left, head, cell in zip(lefts, ("", *heads), row, strict=True):
+            page.text(left, y, cell, style, Tag(row[0], head, number))
         y += pitch
     return Scene("tables", (page,), tuple(_table_turns(brush, heads, names, cells)))
 
@@ -96,11 +97,11 @@ def tables(brush: Brush, grid: tuple[int, int] | None = None) -> Scene:
 def _table_turns(brush: Brush, heads: list[str], names: list[str], cells: list[list[str]]) -> list[Turn]:
     rng = brush.rng
     turns = []
-    for at in rng.sample(range(len(names)), min(3, len(names))):
+    for at in rng.sample(range(len(names)), min(brush.questions, len(names))):
         column = rng.randrange(len(heads))
         turns.append(Turn(ask.CELL.format(heads[column], names[at]), cells[at][column]))
-    at = rng.randrange(len(names))
-    turns.append(Turn(ask.ROW.format(at + 1), " ".join((names[at], *cells[at]))))
+    rows = rng.sample(range(len(names)), min(brush.questions // 3, len(names)))
+    turns += [Turn(ask.ROW.format(at + 1), " ".join((names[at], *cells[at]))) for at in rows]
     rng.shuffle(turns)
     return turns
 
@@ -115,8 +116,14 @@ def signs(brush: Brush, grid: tuple[int, int] | None = None) -> Scene:
     style = fitting_size(max(lines, key=lambda each: text_width(each, style)), style, page.width - 12)
     pitch = 1.4 * style.size_px
     y = rng.uniform(0, page.height - pitch * count) + 0.75 * pitch
-    for line in lines:
-        page.text(rng.uniform(6, max(7.0, page.width - 6 - text_width(line, style))), y, line, style)
+    for number, line in enumerate(lines, 1):
+        page.text(
+            rng.uniform(6, max(7.0, page.width - 6 - text_width(line, style))),
+            y,
+            line,
+            style,
+            Tag(line, number=number),
+        )
         y += pitch
     return Scene("signs", (page,), (Turn(ask.SIGN, "\n".join(lines)), Turn(ask.LINE.format(1), lines[0])))
 

@@ -11,7 +11,7 @@ def two_pictures(brush: Brush) -> Scene:
     """A number on each of two tiles: what is in one, and which shows a given one."""
     rng = brush.rng
     shown = _different_numbers(brush, 2)
-    pages = tuple(printed(brush, [number]) for number in shown)
+    pages = tuple(printed(brush, [number], first=at) for at, number in enumerate(shown, 1))
     at, which = rng.randrange(2), rng.randrange(2)
     turns = [
         Turn(ask.IN_PICTURE.format(at + 1), shown[at]),
@@ -24,7 +24,7 @@ def two_pictures(brush: Brush) -> Scene:
 def clip(brush: Brush) -> Scene:
     """Three or four frames, a number on each."""
     shown = _different_numbers(brush, brush.rng.randint(3, 4))
-    pages = tuple(printed(brush, [number]) for number in shown)
+    pages = tuple(printed(brush, [number], first=at) for at, number in enumerate(shown, 1))
     turns = [Turn(ask.FIRST_FRAME, shown[0]), Turn(ask.LAST_FRAME, shown[-1])]
     brush.rng.shuffle(turns)
     return Scene("clip", pages, tuple(turns))

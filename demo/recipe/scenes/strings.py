@@ -7,7 +7,7 @@ from collections.abc import Callable
 from demo.recipe import questions as ask
 from demo.recipe.render import words as text
 from demo.recipe.render.dense import TILE, colours, fitting_size, random_type
-from demo.recipe.render.page import Page, Type, text_width
+from demo.recipe.render.page import Page, Tag, Type, text_width
 from demo.recipe.scene import Brush, Scene, Turn
 
 MARGIN_PX = 6
@@ -44,7 +44,7 @@ def lines(brush: Brush) -> Scene:
     count = rng.randint(2, 4)
     strings = [rng.choice(KINDS)[1](brush) for _ in range(count)]
     page = printed(brush, strings)
-    asked = rng.sample(range(count), 2)
+    asked = rng.sample(range(count), min(count, brush.questions - 1))
     turns = [
         Turn(ask.READ, "\n".join(strings)),
         *(Turn(ask.LINE.format(at + 1), strings[at]) for at in asked),
@@ -65,8 +65,8 @@ def passages(brush: Brush) -> Scene:
     printed_lines = []
     while baseline < TILE - 0.3 * style.size_px:
         line = _filling(brush, style)
-        page.text(MARGIN_PX, baseline, line, style)
         printed_lines.append(line)
+        page.text(MARGIN_PX, baseline, line, style, Tag(line, number=len(printed_lines)))
         baseline += pitch
     return Scene("passages", (page,), (Turn(ask.READ, "\n".join(printed_lines)),))
 
@@ -98,8 +98,11 @@ def no_text(brush: Brush) -> Scene:
     return Scene("no_text", (page,), tuple(Turn(question, ask.NO_TEXT) for question in asked))
 
 
-def printed(brush: Brush, strings: list[str]) -> Page:
-    """The strings one below the other somewhere on a tile, each in a face and size of its own or all alike."""
+def printed(brush: Brush, strings: list[str], *, first: int = 1) -> Page:
+    """The strings one below the other somewhere on a tile, each in a face and size of its own or all alike.
+
+    `first`: the number of the first, from which the others count on.
+    """
     rng = brush.rng
     background, ink = colours(rng)
     page = brush.page(TILE, TILE, background)
@@ -115,16 +118,16 @@ def printed(brush: Brush, strings: list[str]) -> Page:
         )
         for string in strings
     ]
-    return _placed(brush, page, strings, styles)
+    return _placed(brush, page, strings, styles, first)
 
 
-def _placed(brush: Brush, page: Page, strings: list[str], styles: list[Type]) -> Page:
+def _placed(brush: Brush, page: Page, strings: list[str], styles: list[Type], first: int) -> Page:
     rng = brush.rng
     heights = [1.25 * style.size_px for style in styles]
     y = rng.uniform(0, max(0.0, TILE - sum(heights)))
     slack = max(0.0, TILE - sum(heights) - y) / len(strings)
-    for string, style, height in zip(strings, styles, heights, strict=True):
-        room = TILE - text_width(string, style) - 2 * MARGIN_PX
-        page.text(MARGIN_PX + rng.uniform(0, max(0.0, room)), y + 0.8 * height, string, style)
+    for number, (string, style, height) in enumerate(zip(strings, styles, heights, strict=True), first):
+        room, tag = TILE - text_width(string, style) - 2 * MARGIN_PX, Tag(string, number=number)
+        page.text(MARGIN_PX + rng.uniform(0, max(0.0, room)), y + 0.8 * height, string, style, tag)
         y += height + rng.uniform(0, slack)
     return page
