@@ -7,7 +7,7 @@ Algorithms: OpenGVLab/InternVL internvl_chat/internvl/model/internlm2, transform
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes  # noqa: F401  teaches numpy the name bfloat16
@@ -35,7 +35,8 @@ class StepInputs:
     sin: Any
     lengths: Any  # ort: last_positions [B] int32; standard: past_lengths [B] int64
     total: Any = None  # ort: total_length, int32 scalar
-    positions: Any = None  # standard: [B, S] int64
+    past: Any = None  # of a graph that reads prompts: [1] int64
+    positions: Any = None  # of the same, and standard: [B, S] int64
     mask: Any = None  # standard: bool [B, 1, S, capacity]
 
 
@@ -80,6 +81,8 @@ class Attention(nn.Module):  # type: ignore[misc]
     def forward(self, op: Any, x: Any, cache: tuple[Any, Any], step: StepInputs) -> tuple[Any, Any, Any]:
         if self.form.dialect == "standard":
             y, key, value = self.attend_standard(op, *self.split(op, x), cache, step)
+        elif self.form.cache is not None and self.form.reads:
+            y, key, value = self.attend_reading(op, *self.split(op, x), cache, step)
         elif self.config.qk_norm or self.v is not None:
             y, key, value = self.attend_fused(op, self.split(op, x), cache, step)
         else:
@@ -124,6 +127,39 @@ class Attention(nn.Module):  # type: ignore[misc]
             _version=1,
             _outputs=3,
         )
+
+    def attend_reading(
+        self, op: Any, q: Any, k: Any, v: Any, cache: tuple[Any, Any], step: StepInputs
+    ) -> tuple[Any, Any, Any]:
+        """A chunk of one row over an int8 cache whose past becomes float before: GroupQueryAttention reads an int8 cache
+        several times slower. New keys and values are rounded first, so that each chunk sees what later ones will.
+        """
+        heads, kv_heads, size = self.config.heads, self.config.kv_heads, self.config.head_dim
+        q = op.RotaryEmbedding(q, step.cos, step.sin, step.positions, num_heads=heads)
+        k = op.RotaryEmbedding(k, step.cos, step.sin, step.positions, num_heads=kv_heads)
+        zero = op.Constant(value=ir.tensor(np.array(0, np.int8)))
+        new, past, written = [], [], []
+        for x, held, scale in zip((k, v), cache, (self.key_step, self.value_step), strict=True):
+            zeros = op.Expand(zero, op.Shape(scale))
+            codes = op.QuantizeLinear(x, scale, zeros, axis=2)
+            new.append(op.DequantizeLinear(codes, scale, zeros, axis=2))
+            cached = op.Cast(op.Slice(held, [0], step.past, [2]), to=FLOAT)
+            past.append(op.Mul(cached, op.Reshape(scale, [1, kv_heads, 1, size])))
+            written.append(op.TensorScatter(held, _split_heads(op, codes, size), step.past, axis=2))
+        y, _, _ = op.GroupQueryAttention(
+            q,
+            *new,
+            *past,
+            step.lengths,
+            step.total,
+            num_heads=heads,
+            kv_num_heads=kv_heads,
+            scale=size**-0.5,
+            _domain=CONTRIB,
+            _version=1,
+            _outputs=3,
+        )
+        return y, *written
 
     def attend_standard(
         self, op: Any, q: Any, k: Any, v: Any, cache: tuple[Any, Any], step: StepInputs
@@ -208,13 +244,22 @@ class Decoder(nn.Module):  # type: ignore[misc]
     def step_inputs(self, op: Any, x: Any, lengths: tuple[Any, ...], cache: Any) -> StepInputs:
         if self.form.dialect == "ort":
             last_positions, total = lengths
-            return StepInputs(cos=self.rope_cos, sin=self.rope_sin, lengths=last_positions, total=total)
-        new = op.Shape(x, start=1, end=2)
+            step = StepInputs(cos=self.rope_cos, sin=self.rope_sin, lengths=last_positions, total=total)
+            if not self.form.reads:
+                return step
+            past = op.Sub(op.Cast(last_positions, to=INT64), op.Sub(op.Shape(x, start=1, end=2), [1]))
+            return replace(step, past=past, positions=_positions(op, x, past))
         past = op.Cast(lengths[0], to=INT64)
-        positions = op.Add(op.Unsqueeze(past, [1]), op.Unsqueeze(op.Range(0, op.Squeeze(new), 1), [0]))
+        positions = _positions(op, x, past)
         capacity = op.Range(0, op.Squeeze(op.Shape(cache, start=2, end=3)), 1)
         mask = op.LessOrEqual(capacity, op.Unsqueeze(positions, [1, 3]))
         return StepInputs(cos=self.rope_cos, sin=self.rope_sin, lengths=past, positions=positions, mask=mask)
+
+
+def _positions(op: Any, x: Any, past: Any) -> Any:
+    """Of new tokens x [B, S, d] behind past [B]: [B, S]."""
+    new = op.Squeeze(op.Shape(x, start=1, end=2))
+    return op.Add(op.Unsqueeze(past, [1]), op.Unsqueeze(op.Range(0, new, 1), [0]))
 
 
 def _rope_table(config: TextConfig, form: Form, function: Any) -> Weight:

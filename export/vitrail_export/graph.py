@@ -73,7 +73,8 @@ class Form:
     dialect: `ort` uses ONNX Runtime's fused operators, `standard` only opset 24 (which TensorRT parses).
     dtype of activations and float weights. bits: None for float weights, else 8 or 4, made by `quantizer` (None: rounded).
     int8: matrix products in int8, activations by a scale of each `tensor` or each `row` as they come; None: only weights
-    are integers. What is `sensitive` gets 8 bits, and keeps its activations. cache: float where None.
+    are integers. What is `sensitive` gets 8 bits, and keeps its activations. cache: float where None. reads: the graph takes
+    prompts only, chunks of one row.
     """
 
     dialect: Literal["ort", "standard"]
@@ -83,6 +84,7 @@ class Form:
     quantizer: Quantizer | None = None
     cache: CacheScales | None = None
     int8: Literal["tensor", "row"] | None = None
+    reads: bool = False
 
     @property
     def half(self) -> bool:

@@ -127,7 +127,7 @@ class ExportOptions:
         """The form of a graph that reads prompts, where they have one of their own."""
         if self.prefill == "same" or self.precision == "w8a8":
             return None
-        return replace(self, precision="w8a8").decoder_form
+        return replace(replace(self, precision="w8a8").decoder_form, reads=True)
 
 
 def read_precision(value: str) -> Precision:

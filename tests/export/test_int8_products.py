@@ -119,6 +119,30 @@ def test_both_graphs_share_the_steps_of_an_int8_cache(tmp_path):
         np.testing.assert_array_equal(held["prefill.onnx"][name], held["decoder.onnx"][name])
 
 
+@pytest.mark.parametrize("source", [TINY, QWEN], ids=lambda path: path.name)
+def test_prompts_over_an_int8_cache_are_read_as_drawn_tokens_are(source, tmp_path):
+    """Whole and in pieces, and close to what the graph for drawn tokens makes of the same prompt."""
+    options = {"cache": "int8", "calibration": REFERENCE / "images", "precision": "int8", "prefill": "w8a8"}
+    directory = exported(tmp_path, source, **options)
+    width = load_manifest(directory).decoder.hidden_size
+    whole, pieces, drawn, embeds = (
+        session(directory),
+        session(directory),
+        session(directory),
+        prompt(width=width),
+    )
+    logits = feed(whole, embeds, slot=1)
+    parts = [feed(pieces, embeds[a:b], slot=1, past=a) for a, b in ((0, 17), (17, 18), (18, 40))]
+    np.testing.assert_allclose(np.concatenate(parts), logits, atol=2e-2)
+    assert cosine(feed(drawn, embeds, slot=1, is_prompt=False), logits) > 0.99
+    for name, cache in whole.caches.items():
+        near = np.abs(cache[1, :, :40].astype(int) - drawn.caches[name][1, :, :40])
+        assert cache[1, :, :40].any()
+        assert near.mean() < 1.5
+        assert not cache[0].any()
+        assert not cache[1, :, 40:].any()
+
+
 def test_a_manifest_tells_of_the_graph_for_prompts(mixed, w8a8):
     manifest = load_manifest(mixed)
     assert (manifest.decoder.precision, manifest.decoder.prefill) == ("int4", "w8a8")
