@@ -6,10 +6,10 @@ PACK ?= .pack
 GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train test lint types bench gpu-check gpu-pack clean
+.PHONY: help setup demo demo-train test lint types bench bench-peers gpu-check gpu-pack clean
 
 help:  ## list these targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready  ## make the virtual environment with everything that tests and demo need
 
@@ -39,6 +39,9 @@ types: setup  ## strict type checking
 bench: setup  ## time and memory of exporting a synthesized InternVL2-2B
 	$(BIN)/python bench/export.py internvl2-2b --precision fp16
 	$(BIN)/python bench/export.py internvl2-2b --precision int4
+
+bench-peers: setup  ## vitrail beside transformers, OpenVINO, onnxruntime-genai and llama.cpp on this CPU; installs those
+	$(BIN)/python -m bench.peers
 
 gpu-check:  ## on a machine with a GPU: its tests, then the benchmark beside PyTorch; 9 minutes, no network
 	PYTHONPATH=$(CURDIR)/runtime:$(CURDIR)/export:$(CURDIR)/$(PACK) $(GPU_PYTHON) -m bench.gpu.check

@@ -68,6 +68,16 @@ COLUMNS = {
         ("reached", "{reached}"),
         ("", "{verdict}"),
     ],
+    "peers": [
+        ("model", "{model}"),
+        ("measured", "{what}"),
+        ("by", "{who}"),
+        ("speed", "{speed}"),
+        ("to vitrail", "{ratio}"),
+        ("of the limit", "{limit}"),
+        ("peak memory", "{memory}"),
+        ("accuracy", "{accuracy}"),
+    ],
     "mixed": [
         ("bound", "{target[settings][tpot_slowdown]}"),
         ("", "{title}"),
@@ -133,11 +143,11 @@ def table(bench: str) -> str:
 
 
 def records(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the rows are made of: each card, or each stage or goal of a card that has some."""
+    """What the rows are made of: each card, or each stage, goal or line of a card that has some."""
     return [
         {**card, **part, "asked": asked(card), "verdict": verdict(part)}
         for card in cards
-        for part in card.get("stages") or card.get("goals") or [{}]
+        for part in card.get("stages") or card.get("goals") or card.get("table") or [{}]
     ]
 
 
