@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 RUNTIME, EXPORT = ROOT / "runtime" / "vitrail", ROOT / "export" / "vitrail_export"
 
 LAYERS = [
-    {"core", "errors", "machine", "manifest", "providers", "rebuild"},
+    {"core", "engine_files", "errors", "machine", "manifest", "providers", "rebuild"},
     {
         "answer",
         "fair",
@@ -61,6 +61,7 @@ HEAVY = {
 }
 FOR_EXPORT = {
     "core",
+    "engine_files",
     "errors",
     "images",
     "manifest",

@@ -1,15 +1,18 @@
 """The graphs that draw tokens where the logits are: `vitrail.sample` for many rows at once, on any device.
 
-The runtime holds them as files; `python -m vitrail_export.sampling` writes them anew. Only operators that ONNX Runtime's
+The runtime holds those for ONNX Runtime as files; `python -m vitrail_export.sampling` writes them anew. Only operators that its
 CUDA provider has without cuDNN, in versions that it has long had, and along no long axis where that is slow. What the
-host computes from shapes is read by the host only: a CUDA graph holds no copies between the two.
+host computes from shapes is read by the host only: a CUDA graph holds no copies between the two. TensorRT, which has no
+float64, gets a graph of its own (`vitrail_export.engine.sampler`), of the same parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder
@@ -27,6 +30,29 @@ FLOAT, DOUBLE, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.
 OPTIONS = {"temperature": FLOAT, "top_k": INT64, "top_p": DOUBLE, "min_p": FLOAT, "uniform": DOUBLE}
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The type that weights are added up in, and the share of a whole by which a sum may be off in it. 0: none that matters."""
+
+    dtype: ir.DataType
+    error: float = 0.0
+
+    def wide(self, op: Any, values: Any) -> Any:
+        return op.Cast(values, to=self.dtype)
+
+    def sure(self, op: Any, values: Any, bound: Any, whole: Any) -> list[Any]:
+        """Whether all of values [m, n] are far enough from the bound [m, 1] that rounding put none on its other side:
+        bool [m, 1], or nothing where that is certain.
+        """
+        if not self.error:
+            return []
+        near = op.Less(op.Abs(op.Sub(values, bound)), op.Mul(whole, self.error))
+        return [op.Equal(_count(op, near), 0)]
+
+
+EXACT = Sums(DOUBLE)
+
+
 def greedy_graph() -> ir.Model:
     """logits float32 [m, vocab] -> token_ids int64 [m], of the largest logit, ties to the lowest id; exact bool [m],
     whether the logits are finite.
@@ -34,12 +60,10 @@ def greedy_graph() -> ir.Model:
 
     def build(op: Any, logits: Any) -> tuple[Any, Any]:
         peak = _largest(op, _in_blocks(op, logits, fill=-float("inf")))
-        ids = _lowest_id(op, logits, peak)
-        return op.Squeeze(ids, [1]), op.Squeeze(
-            _finite(op, _sum(op, op.Exp(op.Sub(logits, peak)), FLOAT)), [1]
-        )
+        mass = op.ReduceSum(op.Exp(op.Sub(logits, peak)), [1], keepdims=1)
+        return _lowest_id(op, logits, peak), finite(op, mass)
 
-    return _model("greedy", {}, build)
+    return model("greedy", {}, build)
 
 
 def sampler_graph() -> ir.Model:
@@ -48,82 +72,126 @@ def sampler_graph() -> ir.Model:
     """
 
     def build(op: Any, logits: Any, *options: Any) -> tuple[Any, Any]:
-        temperature, top_k, top_p, min_p, uniform = (op.Unsqueeze(each, [1]) for each in options)
+        temperature, *others = (op.Unsqueeze(each, [1]) for each in options)
         peak = _largest(op, _in_blocks(op, logits, fill=-float("inf")))
         scale = op.Max(temperature, LOWEST_TEMPERATURE)
-        weights = op.Exp(op.Div(op.Sub(logits, peak), scale))
-        mass = _sum(op, weights, DOUBLE)
-        ranked = _Ranked(op, logits, peak, scale)
-        kept, covered = ranked.filter(top_k, top_p, min_p, mass)
-        by_rank = ranked.draw(kept, uniform)
-        by_id = _draw_by_id(op, op.Where(op.Less(weights, min_p), 0.0, weights), uniform)
+        likeliest = _likeliest(op, logits, peak)
+        drawn, exact = draw(op, logits, peak, scale, likeliest, others, EXACT)
         greedy = op.Equal(temperature, 0.0)
-        unranked = op.And(op.Equal(top_k, 0), op.GreaterOrEqual(top_p, 1.0))
-        drawn = op.Where(unranked, by_id, by_rank)
         ids = op.Where(greedy, _lowest_id(op, logits, peak), drawn)
-        exact = op.And(_finite(op, mass), op.Or(greedy, op.Or(unranked, covered)))
-        return op.Squeeze(ids, [1]), op.Squeeze(exact, [1])
+        return ids, op.Or(op.And(greedy, exact.finite), exact.drawn)
 
-    return _model("sampler", OPTIONS, build)
+    return model("sampler", OPTIONS, build)
+
+
+class Exact(NamedTuple):
+    """bool [m, 1]: whether the logits are finite, and whether, moreover, the token is what `vitrail.sample` draws."""
+
+    finite: Any
+    drawn: Any
+
+
+class Likeliest(NamedTuple):
+    """Tokens of every row, most likely first, equal ones by id: values and ids [m, n], and n, an int64 scalar.
+
+    certain: bool [m, n], whether none of a token's equals is missing; None where none of any is.
+    """
+
+    values: Any
+    ids: Any
+    count: Any
+    certain: Any | None
+
+
+def draw(
+    op: Any, logits: Any, peak: Any, scale: Any, likeliest: Likeliest, options: Sequence[Any], sums: Sums
+) -> tuple[Any, Exact]:
+    """Ids [m, 1], from logits [m, vocab], whose largest are `peak` [m, 1], and the other OPTIONS [m, 1]."""
+    top_k, top_p, min_p, uniform = options
+    weights = op.Exp(op.Div(op.Sub(logits, peak), scale))
+    mass = op.ReduceSum(sums.wide(op, weights), [1], keepdims=1)
+    ranked = _Ranked(op, likeliest, peak, scale, sums)
+    kept, covered = ranked.filter(top_k, top_p, min_p, mass)
+    by_rank, sure_by_rank = ranked.draw(kept, uniform)
+    likely = op.Where(op.Less(weights, min_p), 0.0, weights)
+    by_id, sure_by_id = _draw_by_id(op, likely, uniform, sums)
+    unranked = op.And(op.Equal(top_k, 0), op.GreaterOrEqual(top_p, 1.0))
+    ids = op.Where(unranked, by_id, by_rank)
+    sure_by_id += sums.sure(op, weights, min_p, min_p)
+    drawn = op.Or(_all(op, [unranked, *sure_by_id]), _all(op, [op.Not(unranked), covered, *sure_by_rank]))
+    whole = finite(op, mass)
+    return ids, Exact(whole, op.And(whole, drawn))
+
+
+def _likeliest(op: Any, logits: Any, peak: Any) -> Likeliest:
+    """Which of equal values TopK takes, and in what order, is not certain: they are ordered again with the id in the key."""
+    count = op.Min(op.Shape(logits, start=1, end=2), op.Constant(value_ints=[CANDIDATES]))
+    found, ids = op.TopK(logits, count, axis=1, _outputs=2)
+    depth = op.Sub(op.Cast(found, to=DOUBLE), op.Cast(peak, to=DOUBLE))
+    key = op.Sub(depth, op.Mul(op.Cast(ids, to=DOUBLE), ID_STEP))
+    _, order = op.TopK(key, count, axis=1, _outputs=2)
+    values, ids = (op.GatherElements(each, order, axis=1) for each in (found, ids))
+    return Likeliest(values, ids, op.Squeeze(count, [0]), above_last(op, values))
+
+
+def above_last(op: Any, values: Any) -> Any:
+    """Of the largest values of a row, those that are larger than the last, which may have equals that are not among them."""
+    return op.Greater(values, _last(op, values))
 
 
 class _Ranked:
-    """The likeliest tokens of every row, most likely first, equal ones by id: their ids and weights [m, n].
+    """The likeliest tokens and their weights [m, n]."""
 
-    Which of equal values TopK takes, and in what order, is not certain: ordering is done again with the id in the key, and
-    the last value found may have equals that were not.
-    """
-
-    def __init__(self, op: Any, logits: Any, peak: Any, scale: Any) -> None:
-        self.op = op
-        vocab = op.Shape(logits, start=1, end=2)
-        self.count = op.Min(vocab, op.Constant(value_ints=[CANDIDATES]))
-        found, ids = op.TopK(logits, self.count, axis=1, _outputs=2)
-        depth = op.Sub(op.Cast(found, to=DOUBLE), op.Cast(peak, to=DOUBLE))
-        key = op.Sub(depth, op.Mul(op.Cast(ids, to=DOUBLE), ID_STEP))
-        _, order = op.TopK(key, self.count, axis=1, _outputs=2)
-        self.ids, values = (op.GatherElements(each, order, axis=1) for each in (ids, found))
-        self.weights = op.Exp(op.Div(op.Sub(values, peak), scale))
-        self.certain = op.Greater(values, _last(op, values))
+    def __init__(self, op: Any, found: Likeliest, peak: Any, scale: Any, sums: Sums) -> None:
+        self.op, self.found, self.sums = op, found, sums
+        self.weights = op.Exp(op.Div(op.Sub(found.values, peak), scale))
 
     def filter(self, top_k: Any, top_p: Any, min_p: Any, mass: Any) -> tuple[Any, Any]:
         """The weights [m, n], 0 for what the filters drop, each of what the one before left; and bool [m, 1], whether
-        everything that they leave is among them.
+        that is certain and everything that they leave is among them.
         """
-        op = self.op
-        ranks = op.Range(0, op.Squeeze(self.count, [0]), 1)
+        op, sums = self.op, self.sums
+        ranks = op.Range(0, self.found.count, 1)
         unlimited, whole = op.Equal(top_k, 0), op.GreaterOrEqual(top_p, 1.0)
         counted = op.Or(unlimited, op.Less(ranks, top_k))
-        wide = op.Cast(op.Where(counted, self.weights, 0.0), to=DOUBLE)
+        wide = sums.wide(op, op.Where(counted, self.weights, 0.0))
         here = op.ReduceSum(wide, [1], keepdims=1)
         wanted = op.Mul(top_p, op.Where(unlimited, mass, here))
-        nucleus = op.Or(whole, op.Less(op.CumSum(wide, 1, exclusive=1), wanted))
+        before = op.CumSum(wide, 1, exclusive=1)
+        nucleus = op.Or(whole, op.Less(before, wanted))
         likely = op.Not(op.Less(self.weights, min_p))
         kept = op.Where(op.And(op.And(counted, nucleus), likely), self.weights, 0.0)
         within = op.And(op.Not(unlimited), op.LessOrEqual(top_k, CANDIDATES))
         reached = op.And(unlimited, op.And(op.Not(whole), op.GreaterOrEqual(here, wanted)))
-        uncertain = op.ReduceSum(op.Where(self.certain, 0.0, kept), [1], keepdims=1)
-        return kept, op.And(op.Or(within, reached), op.Equal(uncertain, 0.0))
+        near = [op.Or(whole, each) for each in sums.sure(op, op.Concat(before, here, axis=1), wanted, mass)]
+        near += sums.sure(op, self.weights, min_p, min_p)
+        if self.found.certain is not None:
+            near.append(op.Equal(op.ReduceSum(op.Where(self.found.certain, 0.0, kept), [1], keepdims=1), 0.0))
+        return kept, _all(op, [op.Or(within, reached), *near])
 
-    def draw(self, weights: Any, uniform: Any) -> Any:
-        """Ids [m, 1]."""
-        op = self.op
-        mass = op.CumSum(op.Cast(weights, to=DOUBLE), 1)
-        target = op.Mul(uniform, _last(op, mass))
-        return op.GatherElements(self.ids, _place(op, mass, target), axis=1)
+    def draw(self, weights: Any, uniform: Any) -> tuple[Any, list[Any]]:
+        """Ids [m, 1], and whether they are certain, as Sums.sure tells it."""
+        op, sums = self.op, self.sums
+        mass = op.CumSum(sums.wide(op, weights), 1)
+        last = _last(op, mass)
+        target = op.Mul(uniform, last)
+        ids = op.GatherElements(self.found.ids, _place(op, mass, target), axis=1)
+        return ids, sums.sure(op, mass, target, last)
 
 
-def _draw_by_id(op: Any, weights: Any, uniform: Any) -> Any:
+def _draw_by_id(op: Any, weights: Any, uniform: Any, sums: Sums) -> tuple[Any, list[Any]]:
     """Ids [m, 1] drawn from weights [m, vocab] in the order of ids: first the block, then the place in it."""
-    blocks = op.Cast(_in_blocks(op, weights, fill=0.0), to=DOUBLE)
-    sums = op.ReduceSum(blocks, [2], keepdims=0)
-    mass = op.CumSum(sums, 1)
-    target = op.Mul(uniform, _last(op, mass))
+    blocks = sums.wide(op, _in_blocks(op, weights, fill=0.0))
+    each = op.ReduceSum(blocks, [2], keepdims=0)
+    mass = op.CumSum(each, 1)
+    last = _last(op, mass)
+    target = op.Mul(uniform, last)
     block = _place(op, mass, target)
-    before = op.GatherElements(op.CumSum(sums, 1, exclusive=1), block, axis=1)
-    inside = op.CumSum(op.GatherND(blocks, block, batch_dims=1), 1)
-    place = _place(op, op.Add(inside, before), target)
-    return op.Add(op.Mul(block, BLOCK), place)
+    before = op.GatherElements(op.CumSum(each, 1, exclusive=1), block, axis=1)
+    inside = op.Add(op.CumSum(op.GatherND(blocks, block, batch_dims=1), 1), before)
+    place = _place(op, inside, target)
+    sure = [*sums.sure(op, mass, target, last), *sums.sure(op, inside, target, last)]
+    return op.Add(op.Mul(block, BLOCK), place), sure
 
 
 def _place(op: Any, mass: Any, target: Any) -> Any:
@@ -136,16 +204,15 @@ def _count(op: Any, condition: Any) -> Any:
     return op.Cast(op.ReduceSum(op.Cast(condition, to=FLOAT), [1], keepdims=1), to=INT64)
 
 
+def _all(op: Any, conditions: Sequence[Any]) -> Any:
+    return reduce(op.And, conditions)
+
+
 def _last(op: Any, values: Any) -> Any:
     return op.Gather(values, op.Constant(value_ints=[-1]), axis=1)
 
 
-def _sum(op: Any, values: Any, dtype: ir.DataType) -> Any:
-    """[m, vocab] -> [m, 1]"""
-    return op.ReduceSum(op.Cast(values, to=dtype), [1], keepdims=1)
-
-
-def _finite(op: Any, mass: Any) -> Any:
+def finite(op: Any, mass: Any) -> Any:
     """Mass is at most the vocabulary's size; where a logit is NaN or the largest infinite, it is NaN."""
     return op.Less(op.Cast(mass, to=FLOAT), 1e30)
 
@@ -177,12 +244,19 @@ def _extreme(op: Any, values: Any, *, axis: int, largest: int) -> Any:
     return op.Squeeze(found, [2]) if axis == 2 else found
 
 
-def _model(name: str, options: dict[str, ir.DataType], build: Callable[..., tuple[Any, Any]]) -> ir.Model:
+def model(
+    name: str,
+    options: Mapping[str, ir.DataType],
+    build: Callable[..., tuple[Any, Any]],
+    *,
+    vocab: int | str = "vocab",
+) -> ir.Model:
+    """build(op, logits, *options) -> token ids int64 and `exact` bool, both [m, 1]."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name=name)
     builder = GraphBuilder(graph)
-    logits = builder.input("logits", FLOAT, ["rows", "vocab"])
+    logits = builder.input("logits", FLOAT, ["rows", vocab])
     given = [builder.input(each, dtype, ["rows"]) for each, dtype in options.items()]
-    ids, exact = build(builder.op, logits, *given)
+    ids, exact = (builder.op.Squeeze(each, [1]) for each in build(builder.op, logits, *given))
     for value, label, dtype in ((ids, "token_ids", INT64), (exact, "exact", BOOL)):
         value.dtype, value.shape, value.name = dtype, ir.Shape(["rows"]), label
         builder.add_output(value, label)

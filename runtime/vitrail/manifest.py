@@ -26,6 +26,7 @@ TablePrecision = Literal["float", "int8", "int4"]
 Quantizer = Literal["rtn", "gptq"]
 Sensitive = Literal["lm_head", "first", "last", "v", "down"]
 Stage = Literal["vision_encoder", "projector", "decoder"]
+EngineStage = Stage | Literal["sampler"]
 EngineBuilder = Literal["tensorrt", "tensorrt-rtx"]
 EnginePrecision = Literal["fp16", "bf16", "fp8", "int8"]
 Judge = Literal["onnxruntime", "emulation", "pytorch"]
@@ -147,14 +148,15 @@ class Shapes(Record):
 
 
 class EngineProfile(Record):
-    """Which shapes an engine takes: `tiles` (vision_encoder, projector), `decode` and `prefill` (decoder)."""
+    """Which shapes an engine takes: `tiles` (vision_encoder, projector), `decode` and `prefill` (decoder), `rows` (sampler)."""
 
     name: str
     inputs: dict[str, Shapes]
 
 
 class EngineRecord(Record):
-    """One TensorRT engine of a stage, with the inputs and outputs of that stage's ONNX graph under the same names.
+    """One TensorRT engine of a stage, with the inputs and outputs of that stage's ONNX graph under the same names; or the
+    sampler, which draws tokens from a decoder's logits, and has no parity: its draws are compared one by one.
 
     `dtype` is that of its float inputs and outputs, but for logits, which are float32. `targets` are compute
     capabilities such as sm_86. `precision` is that of its activations; fp8 and int8 say how its matrices multiply.
@@ -163,16 +165,16 @@ class EngineRecord(Record):
     onnxruntime; for bf16, which that has no kernels for, the PyTorch reference, or an emulation where that could not run.
     """
 
-    stage: Stage
+    stage: EngineStage
     builder: EngineBuilder
     builder_version: str
     targets: tuple[str, ...]
-    precision: EnginePrecision
+    precision: EnginePrecision | Literal["fp32"]
     dtype: DType
     profiles: tuple[EngineProfile, ...]
     artifact: str
     build_s: float
-    parity: Parity
+    parity: Parity | None
     judge: Judge = "onnxruntime"
 
     @property
@@ -183,8 +185,9 @@ class EngineRecord(Record):
 
     @property
     def slots(self) -> int:
-        """Of the decoder: rows of its KV cache that one step may cover."""
-        return self.profile("decode").inputs["past_lengths"].max[0]
+        """Of the decoder: rows of its KV cache that one step may cover; of the sampler: rows of logits."""
+        name, rows = ("rows", "logits") if self.stage == "sampler" else ("decode", "past_lengths")
+        return self.profile(name).inputs[rows].max[0]
 
     @property
     def capacity(self) -> int:
@@ -209,7 +212,7 @@ class Manifest(Record):
 
     def engine(
         self,
-        stage: Stage,
+        stage: EngineStage,
         builder: EngineBuilder,
         target: str,
         *,
@@ -323,31 +326,13 @@ def _check_files(manifest: Manifest, directory: Path) -> None:
 def check_hashes(manifest: Manifest, directory: Path) -> None:
     """Raise ArtifactError naming the first artifact whose content is not what was exported.
 
-    Engines are looked at by who runs them, with `engine_file`: a bad one is no reason to refuse another provider.
+    Engines are looked at by who runs them, with `vitrail.engine_files`: a bad one is no reason to refuse another provider.
     """
     for artifact in manifest.graphs.values():
         if sha256(directory / artifact.path) != artifact.sha256:
             raise ArtifactError(
                 f"'{directory / artifact.path}' does not match its hash in the manifest: damaged; export again"
             )
-
-
-def engine_file(manifest: Manifest, engine: EngineRecord, directory: Path) -> Path:
-    """The engine's file, whole. Raises ArtifactError where it is missing or damaged, naming the command that builds it."""
-    artifact = manifest.artifacts[engine.artifact]
-    file = directory / artifact.path
-    cure = f"build it again with: {manifest.rebuild(engine, directory)}"
-    if not file.is_file():
-        raise ArtifactError(
-            f"'{directory}' lacks the engine {artifact.path}, which its manifest names; {cure}"
-        )
-    if file.stat().st_size != artifact.size_bytes:
-        raise ArtifactError(
-            f"engine '{file}' has {file.stat().st_size} bytes, its manifest says {artifact.size_bytes}: damaged; {cure}"
-        )
-    if sha256(file) != artifact.sha256:
-        raise ArtifactError(f"engine '{file}' does not match its hash in the manifest: damaged; {cure}")
-    return file
 
 
 def sha256(path: Path) -> str:

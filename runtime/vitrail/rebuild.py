@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from vitrail.manifest import EngineBuilder, EngineRecord, Stage
+    from vitrail.manifest import EngineBuilder, EngineRecord, EngineStage
 
 DEFAULTS: dict[str, int | str] = {
     "--max-tiles": 13,
@@ -22,7 +22,7 @@ NOT_FOR_RTX = frozenset({"sm_87", "sm_90", "sm_100", "sm_103", "sm_110"})
 
 
 def engine_command(
-    stage: Stage,
+    stage: EngineStage,
     builder: EngineBuilder,
     targets: str,
     *,
@@ -50,7 +50,7 @@ def engine_command(
     }
     # Full TensorRT builds on the device that runs the engine.
     targets = "current" if builder == "tensorrt" else targets
-    decoder = " --decoder" if "decoder" in stages else ""
+    decoder = " --decoder" if stages & {"decoder", "sampler"} else ""
     return f"vitrail engine {directory} --with {builder} --targets {targets}{decoder}" + "".join(
         f" {name} {value}" for name, value in told.items()
     )
@@ -61,6 +61,8 @@ def built_with(engine: EngineRecord) -> dict[str, int | str]:
     if engine.stage == "decoder":
         chunk = engine.profile("prefill").inputs["inputs_embeds"].max[1]
         return {"--context": engine.capacity, "--slots": engine.slots, "--prefill-chunk": chunk}
+    if engine.stage == "sampler":
+        return {"--slots": engine.slots}
     if engine.stage == "projector":
         return {"--max-tiles": engine.max_tiles}
     calibrated = {"--pictures": "PICTURES"} if engine.precision in ("fp8", "int8") else {}

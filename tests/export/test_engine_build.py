@@ -9,8 +9,9 @@ from tests.conftest import CHECKPOINTS, REFERENCE
 from typer.testing import CliRunner
 
 from vitrail.cli import app
+from vitrail.engine_files import engine_file
 from vitrail.errors import ArtifactError, ExportError
-from vitrail.manifest import EngineProfile, Shapes, engine_file, load_manifest, sha256
+from vitrail.manifest import EngineProfile, Shapes, load_manifest, sha256
 from vitrail_export.engine.build import build_engines
 from vitrail_export.engine.builders import Builder, open_builder
 from vitrail_export.engine.compile import compile_graph
@@ -47,10 +48,10 @@ def test_every_stage_gets_an_engine_that_the_manifest_describes(built):
     directory, records = built
     manifest, (builder, version) = load_manifest(directory), builder_and_version()
     assert manifest.engines == records
-    assert [record.stage for record in records] == ["vision_encoder", "projector", "decoder"]
+    assert [record.stage for record in records] == ["vision_encoder", "projector", "decoder", "sampler"]
     for record in records:
         assert manifest.engine(record.stage, builder, "sm_89", builder_version=version) == record
-        assert record.parity.cosine > 0.999
+        assert record.stage == "sampler" or record.parity.cosine > 0.999
         file = engine_file(manifest, record, directory)
         assert sha256(file) == manifest.artifacts[record.artifact].sha256
         assert file.stat().st_size > 1e5
@@ -66,20 +67,21 @@ def test_a_build_that_is_repeated_keeps_what_is_whole_and_makes_the_rest_anew(bu
     said = []
     options = EngineOptions(targets=TARGETS, decoder=True, slots=2, context_tokens=512, prefill_chunk=128)
     built_again = build_engines(directory, options, report=lambda stage, what, _: said.append((stage, what)))
-    assert [stage for stage, what in said if what == "up to date"] == ["vision_encoder", "decoder"]
-    assert [record.stage for record in built_again] == ["vision_encoder", "projector", "decoder"]
+    assert [stage for stage, what in said if what == "up to date"] == ["vision_encoder", "decoder", "sampler"]
+    assert [record.stage for record in built_again] == list(whole)
     changed = [stage for stage, file in whole.items() if file.stat().st_mtime_ns != before[stage]]
     assert changed == ["projector"]
     assert engine_file(load_manifest(directory), built_again[1], directory).stat().st_size > 1e5
 
 
 def test_profiles_are_those_that_were_asked_for(built):
-    directory, (vision, projector, decoder) = built
+    directory, (vision, projector, decoder, sampler) = built
     manifest = load_manifest(directory)
     contract, tile = manifest.decoder, (3, manifest.vision.tile_size, manifest.vision.tile_size)
     assert vision.profiles[0].inputs["tiles"] == Shapes(min=(1, *tile), opt=(13, *tile), max=(13, *tile))
     assert projector.max_tiles == 13
     assert (decoder.slots, decoder.capacity) == (2, 512)
+    assert sampler.profile("rows").inputs["logits"].max == (2, contract.vocab_size)
     decode, prefill = decoder.profile("decode").inputs, decoder.profile("prefill").inputs
     assert decode["inputs_embeds"].max == (2, 1, contract.hidden_size)
     assert prefill["inputs_embeds"].max == (1, 128, contract.hidden_size)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from vitrail.manifest import load_manifest
-from vitrail.session.trt import decoder_tensors, vision_ports
 from vitrail.session.trt_library import DTYPES
+from vitrail.session.trt_ports import decoder_tensors, vision_ports
+from vitrail.session.trt_sampler import sampler_ports
 from vitrail_export.engine import build, compile  # noqa: A004
 from vitrail_export.engine.options import EngineOptions
 
@@ -49,17 +50,27 @@ def dtypes(network):
     return {name: DTYPES[each.dtype.name] for name, each in tensors(network).items()}
 
 
+def record(manifest, stage):
+    return next(each for each in manifest.engines if each.stage == stage)
+
+
 def test_the_session_binds_exactly_the_tensors_of_the_decoder(parsed):
     manifest, networks = parsed
-    ports, resident = decoder_tensors(manifest, manifest.engines[-1])
+    ports, resident = decoder_tensors(manifest, record(manifest, "decoder"))
     assert dtypes(networks["decoder"]) == {port.name: port.dtype for port in ports} | resident
+
+
+def test_the_session_binds_exactly_the_tensors_of_the_sampler_whose_logits_are_the_decoder_s(parsed):
+    manifest, networks = parsed
+    ports = sampler_ports(record(manifest, "decoder").slots, manifest.decoder.vocab_size)
+    assert dtypes(networks["sampler"]) == {port.name: port.dtype for port in ports}
+    assert ports[0] in decoder_tensors(manifest, record(manifest, "decoder"))[0]
 
 
 @pytest.mark.parametrize("stage", ["vision_encoder", "projector"])
 def test_the_session_binds_exactly_the_tensors_of_a_vision_stage(parsed, stage):
     manifest, networks = parsed
-    record = next(each for each in manifest.engines if each.stage == stage)
-    ports = vision_ports(manifest, record)
+    ports = vision_ports(manifest, record(manifest, stage))
     assert dtypes(networks[stage]) == {port.name: port.dtype for port in ports}
 
 

@@ -4,7 +4,7 @@ import gc
 
 import numpy as np
 import pytest
-from tests.runtime.test_trt_sessions import a_conversation, step
+from tests.runtime.trt.steps import a_conversation, step
 
 from vitrail.errors import OptionError
 from vitrail.manifest import load_manifest

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from tests.conftest import case_messages, case_options, expected_cases
 from tests.gpu.agreement import cosine
-from tests.runtime.test_trt_sessions import a_conversation, step
+from tests.runtime.trt.steps import a_conversation, step
 
 from vitrail.engine import Engine
 from vitrail.errors import OptionError, VitrailError
 from vitrail.manifest import load_manifest
 from vitrail.providers import Cpu, TensorRt
-from vitrail.sample import Draw
+from vitrail.sample import Draw, draw
 from vitrail.session.cuda_driver import LibCuda
 from vitrail.session.open import open_decoder, open_vision
 from vitrail.session.trt import open_machine
@@ -107,6 +107,23 @@ def test_greedy_tokens_are_those_of_the_largest_logits(decoder):
         assert all(logits[i, token] >= logits[i].max() - 1e-2 for i, token in enumerate(tokens))
 
 
+def test_the_device_draws_what_the_host_draws_from_its_logits(decoder):
+    """As far as it is sure of them. A step that is run again may round otherwise, hence a few."""
+    filters = ({}, {"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.05})
+    uniforms, same = iter(np.random.default_rng(0).random(200)), []
+    for i in range(40):
+        at = step(decoder, 0, [i, 0, 0], wanted=[0, 1, 2])
+        draws = [Draw(0.05, uniform=float(next(uniforms)), **filters[i % 4]) for _ in range(3)]
+        found, logits = decoder.sample(at, draws), decoder.forward(at)
+        same += [
+            token == draw(scores, each, each.uniform)
+            for each, token, scores in zip(draws, found, logits, strict=True)
+            if isinstance(token, int)
+        ]
+    assert len(same) > 100
+    assert np.mean(same) > 0.95
+
+
 def test_pictures_have_the_cpus_embeds(directory, manifest, trt, precision):
     vision, other = (open_vision(directory, manifest, each) for each in (trt, Cpu()))
     tiles = np.random.default_rng(0).integers(0, 256, (4, 3, 448, 448), np.uint8)
@@ -148,16 +165,25 @@ def test_an_engine_for_another_gpu_is_refused(directory, manifest, trt):
         open_vision(directory, changed, trt)
 
 
-def test_more_memory_than_there_is_is_refused_before_loading(directory, manifest, trt):
-    engine = manifest.engines[-1]
-    huge = {
-        name: shapes.model_copy(update={"max": (1 << 20, *shapes.max[1:])})
-        for name, shapes in engine.profile("decode").inputs.items()
+def with_slots(engine, name, slots):
+    """A record whose profile `name` takes so many rows."""
+    inputs = {
+        key: shapes.model_copy(update={"max": (slots, *shapes.max[1:])})
+        for key, shapes in engine.profile(name).inputs.items()
     }
-    profiles = (engine.profile("decode").model_copy(update={"inputs": huge}), engine.profile("prefill"))
-    changed = manifest.model_copy(
-        update={"engines": (*manifest.engines[:-1], engine.model_copy(update={"profiles": profiles}))}
+    profiles = tuple(
+        each.model_copy(update={"inputs": inputs}) if each.name == name else each for each in engine.profiles
     )
+    return engine.model_copy(update={"profiles": profiles})
+
+
+def test_more_memory_than_there_is_is_refused_before_loading(directory, manifest, trt):
+    rows = {"decoder": "decode", "sampler": "rows"}
+    huge = tuple(
+        with_slots(each, rows[each.stage], 1 << 20) if each.stage in rows else each
+        for each in manifest.engines
+    )
+    changed = manifest.model_copy(update={"engines": huge})
     with pytest.raises(OptionError, match="GPU memory are needed"):
         open_decoder(directory, changed, trt, slots=1 << 20, capacity=CAPACITY)
 

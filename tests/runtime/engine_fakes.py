@@ -16,7 +16,8 @@ from vitrail.manifest import Artifact, EngineRecord, Parity, load_manifest, sha2
 from vitrail.session.cuda_driver import Gpu
 from vitrail.session.trt_engine import Machine
 from vitrail_export.engine.greedy import add_greedy
-from vitrail_export.engine.shapes import decoder_profiles, projector_profile, vision_profile
+from vitrail_export.engine.sampler import write_sampler
+from vitrail_export.engine.shapes import decoder_profiles, projector_profile, sampler_profile, vision_profile
 
 VERSION = "10.16.0"
 DTYPES = {
@@ -25,8 +26,16 @@ DTYPES = {
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
     "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
 }
-NAMES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64", "uint8": "UINT8"}
+NAMES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "int32": "INT32",
+    "int64": "INT64",
+    "uint8": "UINT8",
+    "bool": "BOOL",
+}
 
 
 def memory_at(address, size_bytes):
@@ -243,9 +252,12 @@ def fake_machine(*, builder="tensorrt", version=VERSION, **options):
     return Machine(driver, FakeLibrary(driver, builder=builder, version=version))
 
 
-def engine_graph(graph):
+def engine_graph(manifest, directory, stage):
     """The name of a stage's graph as its engine is built from it: the decoder's finds greedy tokens, too."""
-    if graph.stem != "decoder":
+    if stage == "sampler":
+        return write_sampler(directory, vocab=manifest.decoder.vocab_size).name
+    graph = directory / manifest.artifacts[stage].path
+    if stage != "decoder":
         return graph.name
     model = ir.load(graph)
     add_greedy(model)
@@ -260,11 +272,12 @@ def with_engines(directory, *, builder="tensorrt", target="sm_89", slots=4, capa
         "vision_encoder": (vision_profile(manifest, max_tiles=tiles),),
         "projector": (projector_profile(manifest, max_tiles=tiles),),
         "decoder": decoder_profiles(manifest, slots=slots, capacity=capacity, chunk=chunk),
+        "sampler": (sampler_profile(manifest, slots=slots),),
     }
     artifacts, records = dict(manifest.artifacts), list(manifest.engines)
     for stage, shapes in profiles.items():
         file = directory / f"{stage}.{builder}.engine"
-        file.write_text(engine_graph(directory / manifest.artifacts[stage].path), encoding="utf-8")
+        file.write_text(engine_graph(manifest, directory, stage), encoding="utf-8")
         artifacts[file.name] = Artifact(path=file.name, sha256=sha256(file), size_bytes=file.stat().st_size)
         records.append(
             EngineRecord(
@@ -272,8 +285,8 @@ def with_engines(directory, *, builder="tensorrt", target="sm_89", slots=4, capa
                 builder=builder,
                 builder_version=VERSION,
                 targets=(target,),
-                precision="fp16",
-                dtype="float16",
+                precision="fp16" if stage != "sampler" else "fp32",
+                dtype="float16" if stage != "sampler" else "float32",
                 profiles=shapes,
                 artifact=file.name,
                 build_s=0.0,

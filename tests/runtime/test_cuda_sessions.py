@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from tests.runtime.engine_fakes import HostDriver
-from tests.runtime.test_trt_sessions import a_conversation, step
+from tests.runtime.trt.steps import a_conversation, step
 
 from vitrail.answer import collect
 from vitrail.decoder import Decoder, Settings

@@ -7,20 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
+from vitrail.engine_files import engine_file
 from vitrail.errors import ArtifactError
 from vitrail.manifest import (
     Artifact,
     DType,
+    EnginePrecision,
     EngineProfile,
     EngineRecord,
+    EngineStage,
     Judge,
     Manifest,
     Parity,
     Stage,
     check_hashes,
-    engine_file,
     load_manifest,
     sha256,
 )
@@ -31,7 +33,13 @@ from vitrail_export.engine.compile import compile_graph
 from vitrail_export.engine.gate import Gate
 from vitrail_export.engine.graphs import position_embedding, write_graphs
 from vitrail_export.engine.options import QUANTIZED, EngineOptions
-from vitrail_export.engine.shapes import decoder_profiles, projector_profile, vision_profile
+from vitrail_export.engine.sampler import write_sampler
+from vitrail_export.engine.shapes import (
+    decoder_profiles,
+    projector_profile,
+    sampler_profile,
+    vision_profile,
+)
 from vitrail_export.engine.sources import Source, Sources, open_checkpoint
 from vitrail_export.engine.timing import cache_path
 from vitrail_export.engine.workspace import scratch_folder
@@ -41,7 +49,7 @@ FOLDER = "engines"
 SCRATCH_FACTOR = 4
 """Room for a stage's float32 graph, its emulation, the lowered graph and the engine, in weights of the first."""
 
-Report: TypeAlias = Callable[[Stage, str, float], None]
+Report: TypeAlias = Callable[[EngineStage, str, float], None]
 """(stage, what happens to it, how much of that is done, 0 to 1)"""
 
 
@@ -69,7 +77,8 @@ def build_engines(
         kept = {stage: build.held(stage) for stage in options.stages}
         sources = Sources(directory, manifest, options, scratch, checkpoint)
         found = {stage: sources.find(stage) for stage in options.stages if kept[stage] is None}
-        return tuple(kept[stage] or build.stage(found[stage]) for stage in options.stages)
+        built = [kept[stage] or build.stage(found[stage]) for stage in options.stages]
+        return (*built, *([build.sampler()] if options.decoder else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +94,11 @@ class Build:
     gate: Gate
     report: Report
 
-    def held(self, stage: Stage) -> EngineRecord | None:
+    def held(self, stage: EngineStage) -> EngineRecord | None:
         """The engine that an earlier build made for the same builder, targets, precision and profiles, if it is whole
         and was judged as it would be now.
         """
-        precision = self.options.precision_of(stage)
+        precision = self.precision(stage)
         wanted = (
             stage,
             self.builder.name,
@@ -140,9 +149,22 @@ class Build:
             used.unlink()
         return record
 
-    def judge(self, stage: Stage) -> Judge:
+    def sampler(self) -> EngineRecord:
+        """The engine that draws tokens from the logits of the decoder's."""
+        if held := self.held("sampler"):
+            return held
+        self.report("sampler", "comparing with the host's draws", 0.0)
+        graph = write_sampler(self.scratch, vocab=self.manifest.decoder.vocab_size)
+        record = self.compile("sampler", graph, None)
+        self.report("sampler", "done", 1.0)
+        return record
+
+    def precision(self, stage: EngineStage) -> EnginePrecision | Literal["fp32"]:
+        return "fp32" if stage == "sampler" else self.options.precision_of(stage)
+
+    def judge(self, stage: EngineStage) -> Judge:
         """What computes the precision before it is built: bf16 PyTorch, where it and the checkpoint are there."""
-        if self.options.precision_of(stage) != "bf16":
+        if self.precision(stage) != "bf16":
             return "onnxruntime"
         return "pytorch" if self.checkpoint and find_spec("torch") else "emulation"
 
@@ -158,15 +180,17 @@ class Build:
             return vision_cases(self.manifest, self.options.pictures, position_embedding(source).numpy())
         return self.gate.projector_cases() if source.stage == "projector" else self.gate.decoder_cases()
 
-    def profiles(self, stage: Stage) -> tuple[EngineProfile, ...]:
+    def profiles(self, stage: EngineStage) -> tuple[EngineProfile, ...]:
+        if stage == "sampler":
+            return (sampler_profile(self.manifest, slots=self.options.slots),)
         if stage == "decoder":
             slots, chunk = self.options.slots, self.options.prefill_chunk
             return decoder_profiles(self.manifest, slots=slots, capacity=self.capacity, chunk=chunk)
         shape = vision_profile if stage == "vision_encoder" else projector_profile
         return (shape(self.manifest, max_tiles=self.options.max_tiles),)
 
-    def compile(self, stage: Stage, graph: Path, parity: Parity) -> EngineRecord:
-        precision, profiles = self.options.precision_of(stage), self.profiles(stage)
+    def compile(self, stage: EngineStage, graph: Path, parity: Parity | None) -> EngineRecord:
+        precision, profiles = self.precision(stage), self.profiles(stage)
         name = f"{stage}.{self.builder.name}.{'-'.join(self.targets)}.{precision}"
         file = self.directory / FOLDER / f"{name}.engine"
         started = time.monotonic()
@@ -179,7 +203,7 @@ class Build:
             timing=cache_path(file.parent, version=self.builder.version, target=self.targets[0]),
             progress=lambda phase, done: self.report(stage, phase, done),
         )
-        dtype: DType = "float32" if precision == "bf16" else "float16"
+        dtype: DType = "float32" if precision in ("bf16", "fp32") else "float16"
         record = EngineRecord(
             stage=stage,
             builder=self.builder.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitrail.manifest import EngineProfile, Manifest, Shapes
+from vitrail.session.trt_sampler import OPTIONS
 
 OPTIMAL_TILES = 13
 """A picture of twelve tiles and its thumbnail."""
@@ -38,6 +39,13 @@ def decoder_profiles(
         manifest, rows=(1, 1, 1), new=(1, chunk, chunk), wanted=(0, 1, slots), capacity=capacity
     )
     return EngineProfile(name="decode", inputs=decode), EngineProfile(name="prefill", inputs=prefill)
+
+
+def sampler_profile(manifest: Manifest, *, slots: int) -> EngineProfile:
+    rows = (1, slots, slots)
+    logits = _shapes(*((n, manifest.decoder.vocab_size) for n in rows))
+    options = {name: _shapes(*((n,) for n in rows)) for name in OPTIONS}
+    return EngineProfile(name="rows", inputs={"logits": logits, **options})
 
 
 Range = tuple[int, int, int]

@@ -95,9 +95,10 @@ def engine(
 
 
 def _line(record: EngineRecord, size_bytes: int) -> str:
+    checked = f"cosine {record.parity.cosine:.6f}" if record.parity else "draws equal"
     return (
         f"{record.stage:<15} {record.precision}  {size_bytes / 1e6:>8.1f} MB  {record.build_s:>6.1f} s  "
-        f"cosine {record.parity.cosine:.6f} by {record.judge}  {record.builder} {record.builder_version}  {','.join(record.targets)}"
+        f"{checked} by {record.judge}  {record.builder} {record.builder_version}  {','.join(record.targets)}"
     )
 
 

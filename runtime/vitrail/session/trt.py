@@ -148,7 +148,7 @@ class TrtDecoder:
         record = self._record = choice.record
         sampler = choose(directory, manifest, STAGE, machine)
         _check_request(choice, slots=slots, capacity=capacity)
-        _check_most(sampler, "slots", asked=slots, most=sampler.record.slots, option="slots")
+        _check_most(sampler, "slots", asked=record.slots, most=sampler.record.slots, option="slots")
         self.slots, self.capacity = slots, capacity
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
         self._graphs = provider.graphs
@@ -214,7 +214,7 @@ class TrtDecoder:
         if sampled := any(draw is not IDLE for draw in planned):
             self._sampler.queue(planned)
         token_ids, tops = self._take("greedy", rows), self._take("greedy_logit", rows)
-        known = np.isfinite(tops) & [draw is not None for draw in draws]
+        known = np.isfinite(tops) & np.array([draw is not None for draw in draws], bool)
         if sampled:
             drawn, exact = (each[rows] for each in self._sampler.take(wanted.computed))
             greedy = np.array([draw is None or not draw.temperature for draw in draws])

@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from vitrail.engine_files import engine_file
 from vitrail.errors import ArtifactError
-from vitrail.manifest import engine_file
 from vitrail.session.trt_library import dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from vitrail.manifest import EngineProfile, EngineRecord, Manifest, Stage
+    from vitrail.manifest import EngineProfile, EngineRecord, EngineStage, Manifest
     from vitrail.session.cuda_driver import Driver
     from vitrail.session.trt_library import Library, Loaded
 
@@ -77,7 +77,7 @@ class Choice:
         return engine
 
 
-def choose(directory: Path, manifest: Manifest, stage: Stage, machine: Machine) -> Choice:
+def choose(directory: Path, manifest: Manifest, stage: EngineStage, machine: Machine) -> Choice:
     """The manifest's engine of a stage for this GPU and this TensorRT. Raises ArtifactError where there is none."""
     record = manifest.engine(
         stage,

@@ -37,6 +37,7 @@ DTYPES = {
     "INT32": "int32",
     "INT64": "int64",
     "UINT8": "uint8",
+    "BOOL": "bool",
 }
 
 log = logging.getLogger(__name__)

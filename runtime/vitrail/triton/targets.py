@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vitrail.client import wire
+from vitrail.engine_files import engine_file
 from vitrail.errors import ArtifactError, OptionError
-from vitrail.manifest import DType, EngineRecord, Manifest, Stage, engine_file
+from vitrail.manifest import DType, EngineRecord, Manifest, Stage
 from vitrail.providers import Cpu, Cuda, Provider, TensorRt
 from vitrail.rebuild import engine_command
 from vitrail.triton.question import TILES_REUSED, VISION_STARTED
