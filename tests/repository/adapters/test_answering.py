@@ -1,98 +1,18 @@
-"""What the python-backend models do with a request, without Triton."""
+"""What the decoder's adapter does with a request, without Triton."""
 
 import threading
 import time
-from dataclasses import replace
 
-import numpy as np
 import pytest
-from tests.repository.bad_inputs import BAD_INPUTS, EMBEDS, TILES, pictured, prompt
+from tests.repository.adapters.sending import Sender, accept, seen, wait_for
+from tests.repository.bad_inputs import BAD_INPUTS, EMBEDS, TILES, pictured
 from tests.repository.raw import ints, text
 from tests.runtime.decoding import Clock
 
-from vitrail.core import Delta, GenerateOptions, Report, Visual
-from vitrail.decoder import Decoder, Settings
+from vitrail.core import Delta
 from vitrail.errors import Busy, DeadlineExceeded, InvalidInput, ServerError
-from vitrail.look import Seen
-from vitrail.manifest import load_manifest
-from vitrail.providers import Cpu
-from vitrail.session.ort import OrtDecoder
-from vitrail.tokenizer import load_tokenizer
-from vitrail.triton.answering import Answering
 from vitrail.triton.arrivals import Arrivals
-from vitrail.triton.batched import run_batch
-from vitrail.triton.looking import Looking
-from vitrail.triton.metering import Unmetered
-from vitrail.triton.outbox import Done, Outbox, joined
-from vitrail.triton.question import VISION_STARTED, read_abort, read_question
-
-LAST = Delta(finish_reason="stop", report=Report(1, 1))
-
-
-@pytest.fixture(scope="module")
-def artifacts(exported):
-    return exported("internvl2-tiny")
-
-
-@pytest.fixture(scope="module")
-def manifest(artifacts):
-    return load_manifest(artifacts)
-
-
-class Sender:
-    """Notes what is sent; `gone` or `broken` as a client would be."""
-
-    def __init__(self, *, gone=False, broken=False):
-        self.gone, self.broken, self.events, self.polls = gone, broken, [], 0
-        self.ended = threading.Event()
-
-    def is_cancelled(self):
-        self.polls += 1
-        return self.gone
-
-    def deliver(self, event, final):
-        self.events.append(event)
-        if final:
-            self.ended.set()
-        if self.broken:
-            raise RuntimeError("connection lost")
-
-
-@pytest.fixture
-def outbox():
-    outbox = Outbox(lambda sender, event, final: sender.deliver(event, final), poll_interval_s=0.01)
-    yield outbox
-    outbox.close()
-
-
-def seen(tiles):
-    return Seen(EMBEDS[: len(tiles)], reused_tiles=0)
-
-
-@pytest.fixture
-def answering(artifacts, manifest):
-    """Real parts but for the way to the vision models, which `see` replaces."""
-    session = OrtDecoder(artifacts, manifest, slots=1, capacity=2000, provider=Cpu(threads=1))
-    tokenizer = load_tokenizer(artifacts, manifest.tokenizer)
-    decoder = Decoder(session, tokenizer, manifest.tokenizer, Settings(slots=1, queue_limit=1))
-    decoder.start()
-    made = Answering(
-        decoder,
-        tokenizer=tokenizer,
-        manifest=manifest,
-        context_tokens=2000,
-        looking=Looking(decoder, see=lambda tiles, *_: seen(tiles), tiles_per_look=1),
-        observer=Unmetered(),
-    )
-    yield made
-    made.close()
-    decoder.close()
-
-
-def accept(answering, outbox, tensors, *, timeout_s=None, request_id=""):
-    sender = Sender()
-    answering.accept(lambda: tensors, outbox.open(sender), request_id=request_id, timeout_s=timeout_s)
-    return sender
+from vitrail.triton.outbox import Done
 
 
 @pytest.mark.parametrize("name", BAD_INPUTS)
@@ -290,15 +210,6 @@ def test_a_request_that_announced_itself_has_been_here_since(answering, outbox):
     assert again.events[-1].report.timings.vision_ms == 0
 
 
-def test_announcements_of_requests_that_never_come_are_forgotten():
-    clock = Clock(0.0)
-    arrivals = Arrivals(limit=2, clock=clock)
-    for name in "abc":
-        arrivals.note(name)
-        clock.now_s += 1
-    assert [arrivals.take_ms(name) for name in "abcc"] == [0, 2000, 1000, 0]
-
-
 def test_triton_s_timeout_is_the_deadline_unless_the_options_have_one(answering, outbox):
     endless = {"text_input": text("hi"), "options": text('{"ignore_eos": true, "max_tokens": 1500}')}
     late = accept(answering, outbox, endless, timeout_s=0.05)
@@ -310,165 +221,3 @@ def test_triton_s_timeout_is_the_deadline_unless_the_options_have_one(answering,
     }
     assert (sender := accept(answering, outbox, own, timeout_s=1e-6)).ended.wait(5)
     assert sender.events[-1].finish_reason == "length"
-
-
-def test_pictures_of_a_plain_question_are_one_unless_it_is_told(manifest):
-    def pictures(**tensors):
-        question = read_question({"text_input": text("hi"), **tensors}, manifest=manifest)
-        return [segment.tiles for segment in question.segments if isinstance(segment, Visual)]
-
-    assert pictures() == []
-    assert pictures(tiles=TILES) == [2]
-    assert pictures(tiles=TILES, num_tiles=ints(1, 1)) == [1, 1]
-    assert pictures(tiles=TILES[:0], image_embeds=EMBEDS) == [2]
-
-
-def test_options_come_as_json_and_singly(manifest):
-    tensors = {
-        "prompt": prompt(),
-        "options": text('{"seed": 3, "stop": ["."]}'),
-        "max_tokens": ints(9),
-        "temperature": np.array([0.5], np.float32),
-    }
-    options = read_question(tensors, manifest=manifest).options
-    assert options == GenerateOptions(max_tokens=9, temperature=0.5, seed=3, stop=(".",))
-
-
-def test_the_time_of_vision_counts_from_its_start_and_a_clock_that_was_set_does_not(manifest):
-    def vision_ms(started_s):
-        tensors = {"prompt": pictured(2), "image_embeds": EMBEDS, VISION_STARTED: np.full((2, 1), started_s)}
-        return read_question(tensors, manifest=manifest).vision_ms
-
-    assert 2000 <= vision_ms(time.time() - 2) < 3000
-    assert vision_ms(time.time() + 60) == vision_ms(0.0) == vision_ms(np.nan) == 0.0
-
-
-def test_an_abort_is_known_by_its_input():
-    assert read_abort({"text_input": text("hi")}) is None
-    assert read_abort({"abort": text("me")}) == "me"
-
-
-def test_events_arrive_in_order_and_none_after_the_last(outbox):
-    sender = Sender()
-    reply = outbox.open(sender)
-    for event in (Delta(text="a"), Delta(1, text="b"), LAST, Delta(text="late")):
-        reply.send(event)
-    outbox.close()
-    assert sender.events == [Delta(text="a"), Delta(1, text="b"), LAST]
-
-
-def test_deltas_that_wait_are_sent_as_one(outbox):
-    slow, sender, began = threading.Event(), Sender(), threading.Event()
-    slow_sender = Sender()
-    slow_sender.deliver = lambda event, final: (began.set(), slow.wait(5))
-    outbox.open(slow_sender).send(LAST)
-    assert began.wait(5)
-    reply = outbox.open(sender)
-    for token, word in enumerate("abc"):
-        reply.send(Delta(text=word, token_ids=(token,)))
-    reply.send(Delta(1, text="other"))
-    reply.send(LAST)
-    slow.set()
-    assert sender.ended.wait(5)
-    assert sender.events == [Delta(text="abc", token_ids=(0, 1, 2)), Delta(1, text="other"), LAST]
-
-
-def test_what_follows_a_delta_too_soon_waits_for_its_turn_or_the_end(outbox, monkeypatch):
-    monkeypatch.setattr("vitrail.triton.outbox.SEND_INTERVAL_S", 60.0)
-    ended, cut = Sender(), Sender()
-    replies = [outbox.open(sender) for sender in (ended, cut)]
-    for reply, sender in zip(replies, (ended, cut), strict=True):
-        reply.send(Delta(text="a"))
-        wait_for(lambda sender=sender: sender.events)
-        for word in "bc":
-            reply.send(Delta(text=word))
-    replies[0].send(LAST)
-    assert ended.ended.wait(5)
-    assert ended.events == [Delta(text="a"), replace(LAST, text="bc" + LAST.text)]
-    assert cut.events == [Delta(text="a")]
-    outbox.close()
-    assert cut.events == [Delta(text="a"), Delta(text="bc")]
-
-
-def wait_for(condition):
-    deadline_s = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.002)
-
-
-def test_joined_deltas_end_as_the_last_of_them_and_errors_stay_apart():
-    error = ServerError("x")
-    assert joined([Delta(text="a", token_ids=(1,)), replace(LAST, text="b", token_ids=(2,))]) == [
-        replace(LAST, text="ab", token_ids=(1, 2))
-    ]
-    assert joined([Delta(text="a"), error]) == [Delta(text="a"), error]
-    assert joined([LAST, Delta(text="late")]) == [LAST, Delta(text="late")]
-
-
-def test_a_client_is_asked_for_until_its_last_event(outbox):
-    sender = Sender()
-    reply = outbox.open(sender)
-    assert not reply.cancelled()
-    sender.gone = True
-    deadline_s = time.monotonic() + 5
-    while not reply.cancelled():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
-    other = Sender()
-    outbox.open(other).send(LAST)
-    assert other.ended.wait(5)
-    polls = other.polls
-    time.sleep(0.1)
-    assert other.polls <= polls + 1
-
-
-def test_a_sender_that_breaks_is_a_client_that_is_gone_and_harms_no_other(outbox):
-    broken, well = Sender(broken=True), Sender()
-    reply = outbox.open(broken)
-    reply.send(Delta(text="a"))
-    outbox.open(well).send(LAST)
-    assert well.ended.wait(5)
-    assert reply.cancelled()
-
-
-def test_a_client_is_asked_for_even_while_events_never_pause(outbox):
-    sender = Sender()
-    reply, deadline_s = outbox.open(sender), time.monotonic() + 5
-    while sender.polls < 2:
-        assert time.monotonic() < deadline_s
-        reply.send(Delta(text="a"))
-
-
-def double(array):
-    if (array < 0).any():
-        raise ValueError("negative")
-    return array * 2
-
-
-def refuse_threes(array):
-    if len(array) == 3:
-        raise InvalidInput("three")
-
-
-def test_rows_of_all_requests_run_at_once_and_return_to_their_own():
-    runs = []
-    parts = [np.arange(2), np.arange(3), np.arange(4, 8), np.zeros(0, int)]
-    results = run_batch(
-        parts, check=refuse_threes, run=lambda array: runs.append(len(array)) or double(array)
-    )
-    assert runs == [6]
-    assert str(results[1]) == "three"
-    assert [list(result) for index, result in enumerate(results) if index != 1] == [
-        [0, 2],
-        [8, 10, 12, 14],
-        [],
-    ]
-
-
-def test_a_run_that_fails_is_run_again_alone_and_only_the_guilty_fail():
-    results = run_batch([np.arange(2), np.array([-1]), np.arange(4)], check=refuse_threes, run=double)
-    assert list(results[0]) == [0, 2]
-    assert isinstance(results[1], ServerError)
-    assert "negative" not in str(results[1])
-    assert list(results[2]) == [0, 2, 4, 6]
