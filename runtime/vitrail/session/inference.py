@@ -150,6 +150,9 @@ def _providers(provider: Cpu | Cuda, *, graphs: bool) -> list[Any]:
         "arena_extend_strategy": "kSameAsRequested",
         "enable_cuda_graph": str(int(graphs)),
         "sdpa_kernel": str(SDPA_KERNELS[provider.attention]),
+        "use_tf32": "0",  # its products have 10 bits: whoever wants them fast exports half precision
+        # Trying out every algorithm takes time anew for each number of tiles, in a layer of 1% of the work.
+        "cudnn_conv_algo_search": "HEURISTIC",
     }
     if provider.memory_limit_bytes is not None:
         options["gpu_mem_limit"] = str(provider.memory_limit_bytes)
