@@ -73,17 +73,18 @@ class PromptEmbeds:
     def chunk(self, start: int, stop: int) -> Float:
         """Input embeddings [stop - start, d] of prompt tokens start .. stop - 1."""
         token_ids = self._token_ids[start:stop]
-        embeds = self._session.embed(token_ids)
         if self._image_embeds is None:
-            return embeds
-        first, count = self._places(0, start), self._places(start, stop)
-        rows = self._image_embeds.reshape(-1, embeds.shape[-1])[first : first + count]
-        return splice(embeds, token_ids, rows, self._image_context_id)
+            return self._session.embed(token_ids)
+        # As `splice`, but no image place is looked up, and every row is written once.
+        pictured = token_ids == self._image_context_id
+        words = self._session.embed(token_ids[~pictured])
+        first = int(np.count_nonzero(self._token_ids[:start] == self._image_context_id))
+        rows = self._image_embeds.reshape(-1, words.shape[-1])[first : first + np.count_nonzero(pictured)]
+        embeds: Float = np.empty((len(token_ids), words.shape[-1]), words.dtype)
+        embeds[~pictured], embeds[pictured] = words, rows
+        return embeds
 
     def text_ids(self) -> Int32:
         """The prompt's ids without image places."""
         ids: Int32 = self._token_ids[self._token_ids != self._image_context_id]
         return ids
-
-    def _places(self, start: int, stop: int) -> int:
-        return int(np.count_nonzero(self._token_ids[start:stop] == self._image_context_id))

@@ -46,6 +46,19 @@ def test_chunks_of_a_prompt_are_the_parts_of_the_whole(size):
     assert (np.concatenate(chunks) == splice(SESSION.embed(IDS), IDS, IMAGES, 9)).all()
 
 
+def test_image_places_are_not_looked_up_in_the_table_and_the_result_has_its_dtype():
+    asked = []
+
+    class Noting(FakeDecoder):
+        def embed(self, token_ids):
+            asked.extend(token_ids.tolist())
+            return super().embed(token_ids).astype(np.float16)
+
+    prompt = PromptEmbeds(Noting(), IDS, IMAGES, image_context_id=9)
+    assert prompt.chunk(0, 7).dtype == prompt.chunk(1, 3).dtype == np.float16
+    assert asked == [5, 6, 7]
+
+
 def test_a_prompt_without_pictures_is_only_looked_up():
     prompt = PromptEmbeds(SESSION, IDS, None, image_context_id=IMAGE_CONTEXT_ID)
     assert (prompt.chunk(2, 5) == SESSION.embed(IDS[2:5])).all()
