@@ -25,6 +25,8 @@ typedef struct { void *target; uint64_t source; size_t size; } Download;
 
 int live = 0, capturing = 0, captured = 0, current = 0;
 Download kept[8];
+static __thread int mode = 0; /* of a thread: 0 minds what others capture for all threads */
+int capturing_for_all = 0;
 
 int cuInit(unsigned flags) { return flags ? 1 : INIT; }
 int cuGetErrorName(int code, const char **text) { *text = code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OTHER"; return 0; }
@@ -36,9 +38,11 @@ int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Stub GPU"
 int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? MAJOR : MAJOR == 8 ? 6 : 0; return device != 7; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)0x7fff12345678; return device != 7; }
 int cuCtxSetCurrent(void *context) { current = context == (void *)0x7fff12345678; return !current; }
+int cuThreadExchangeStreamCaptureMode(int *wanted) { int before = mode; mode = *wanted; *wanted = before; return 0; }
 int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = (size_t)5 << 30; *total = (size_t)8 << 30; return !current; }
 int cuMemAlloc_v2(uint64_t *address, size_t size) {
     if (size > (size_t)8 << 30) return 2;
+    if (capturing_for_all && mode == 0) return 900;
     *address = (uint64_t)malloc(size); live++; return 0;
 }
 int cuMemFree_v2(uint64_t address) { free((void *)address); live--; return 0; }

@@ -75,6 +75,30 @@ def test_rows_are_copied_with_their_pitch_and_no_further(library):
     np.testing.assert_array_equal(back, expected)
 
 
+def test_a_thread_that_was_activated_may_allocate_while_another_captures_for_all(library):
+    """As onnxruntime does while a decode step becomes a graph and a picture is seen."""
+    driver, failures = LibCuda(0, library=library), []
+
+    def allocate(*, activated):
+        if activated:
+            driver.activate()
+        try:
+            driver.allocate(64)
+        except ServerError as error:
+            failures.append((activated, str(error)))
+
+    capturing = ctypes.c_int.in_dll(ctypes.CDLL(library), "capturing_for_all")
+    capturing.value = 1
+    try:
+        for activated in (True, False):
+            thread = threading.Thread(target=allocate, kwargs={"activated": activated})
+            thread.start()
+            thread.join()
+    finally:
+        capturing.value = 0
+    assert failures == [(False, "cuMemAlloc_v2 failed: other (CUDA_ERROR_OTHER, 900)")]
+
+
 def test_a_captured_graph_does_its_work_at_every_launch_and_not_before(library):
     driver = LibCuda(0, library=library)
     memory, stream = driver.allocate(8), driver.open_stream()

@@ -22,7 +22,7 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 LIBRARY = "libcuda.so.1"
 COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
-THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate meanwhile
+THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: threads may allocate while others capture
 DEVICE_MEMORY = 2  # CU_MEMORYTYPE_DEVICE
 
 
@@ -82,7 +82,7 @@ class Driver(Protocol):
     gpu: Gpu
 
     def activate(self) -> None:
-        """Make this GPU the calling thread's own: first in every thread."""
+        """Make this GPU the calling thread's own: first in every thread. A capture in another one is then none of its business."""
         ...
 
     def memory_bytes(self) -> tuple[int, int]:
@@ -131,6 +131,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
     "cuCtxSetCurrent": (c_void_p,),
+    "cuThreadExchangeStreamCaptureMode": (POINTER(c_int),),
     "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
     "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
     "cuMemFree_v2": (c_uint64,),
@@ -288,6 +289,9 @@ class Calls:
 
     def activate(self) -> None:
         self("cuCtxSetCurrent", self.context)
+        # onnxruntime captures for all threads (cudaStreamCaptureModeGlobal): without this, memory that another thread
+        # allocates meanwhile ends both with an error.
+        self("cuThreadExchangeStreamCaptureMode", byref(c_int(THREAD_LOCAL)))
 
     def after(self, owner: object, function: str, handle: int) -> None:
         """Call once `owner` is collected, in whichever thread. At exit the driver takes everything back itself."""
