@@ -117,11 +117,14 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.model.tok_embeddings.weight, std=0.5)
         nn.init.normal_(self.output.weight, std=0.02)
 
-    def hidden(self, embeds: Tensor, kept: Kept | None = None) -> Tensor:
-        """Embeddings [n, P, d] -> normed hidden states [n, P, d]. `kept` is filled by the watched layer."""
-        rope, watched = rotations(embeds.shape[1], self.head_size), len(self.model.layers) - AFTER_WATCHED
+    def hidden(self, embeds: Tensor, linking: Kept | None = None, watched: Kept | None = None) -> Tensor:
+        """Embeddings [n, P, d] -> normed hidden states [n, P, d].
+
+        `watched` is filled by the watched layer, `linking` by the one before it.
+        """
+        rope, at_watched = rotations(embeds.shape[1], self.head_size), len(self.model.layers) - AFTER_WATCHED
         for at, layer in enumerate(self.model.layers):
-            embeds = layer(embeds, rope, kept if at == watched else None)
+            embeds = layer(embeds, rope, {at_watched - 1: linking, at_watched: watched}.get(at))
         return self.model.norm(embeds)
 
 

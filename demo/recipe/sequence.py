@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from demo.recipe import oracle
+from demo.recipe.asked import NOT_NAMED, asked, token_at
 from demo.recipe.evaluation import message
 from demo.recipe.render.page import Mark, Page, Run, Tag
 from demo.recipe.scene import Scene, Turn
@@ -32,6 +33,9 @@ ORDER = 3
 # Characters that are told of what stands before, of a row's key and of a column's head; and the number.
 BEFORE, KEY, HEAD, NUMBER = 2, 3, 2, 1
 KINDS = ORDER + BEFORE + KEY + HEAD + NUMBER
+# Visual tokens that each is told to look at: the first two of its row, and the first of its column's head.
+LINKS = 3
+UNLINKED = (IGNORED,) * LINKS
 Int64 = npt.NDArray[np.int64]
 
 
@@ -46,6 +50,8 @@ class Batch:
     looks [n, P]: where in the sequence the visual token of the character stands that is to be written next, or IGNORED.
     orders [n, P]: how many characters stand to the left of that one in the same square, at most ORDER - 1.
     wanted [n, P, KINDS]: the names of that visual token from the key on.
+    links [n, P, LINKS]: for each visual token where those stand that its row and its column begin with, and for each
+    token of an answer where the question names these; or IGNORED.
     """
 
     ids: Tensor
@@ -57,6 +63,7 @@ class Batch:
     looks: Tensor
     orders: Tensor
     wanted: Tensor
+    links: Tensor
 
 
 @lru_cache(maxsize=1)
@@ -82,6 +89,7 @@ class Encoded(NamedTuple):
     looks: Int64
     orders: Int64
     wanted: Int64
+    links: Int64
 
 
 def encode(scene: Scene) -> Encoded:
@@ -91,6 +99,7 @@ def encode(scene: Scene) -> Encoded:
     ids: list[int] = []
     targets: list[int] = []
     looks: list[Spot] = []
+    links: list[tuple[int, ...]] = []
     tiles = [tile_count(page) for page in scene.pages]
     for at, turn in enumerate(scene.turns):
         question = message(scene.skill, turn.question, len(tiles)) if at == 0 else turn.question
@@ -99,8 +108,10 @@ def encode(scene: Scene) -> Encoded:
         answer = [*_ids(turn_segments(turn.answer, [])), *_ids((Control("<|im_end|>"),))]
         targets += [IGNORED] * (len(prompt) - len(ids) - 1) + answer
         looks += [NOWHERE] * (len(prompt) - len(ids) - 1) + _spots(scene, turn, len(answer), printed)
+        links += [UNLINKED] * (len(prompt) - len(ids) - 1)
+        links += [_asked_places(scene, turn, prompt)] * len(answer)
         ids = [*prompt, *answer]
-        targets, looks = [*targets, IGNORED], [*looks, NOWHERE]
+        targets, looks, links = [*targets, IGNORED], [*looks, NOWHERE], [*links, UNLINKED]
         turns.append(("assistant", turn_segments(turn.answer, [])))
     places = np.flatnonzero(np.asarray(ids) == image_context_id())
     absolute = [IGNORED if each == NOWHERE else int(places[each.square]) for each in looks]
@@ -110,7 +121,26 @@ def encode(scene: Scene) -> Encoded:
         if spot != NOWHERE:
             wanted[at, ORDER + BEFORE :] = names[spot.square, ORDER + BEFORE :]
     orders = [each.order for each in looks]
-    return Encoded(*map(np.asarray, (ids, targets, absolute, orders)), wanted)
+    linked = np.asarray(links)
+    linked[places] = _absolute(np.concatenate([page_links(page) for page in scene.pages]), scene, places)
+    return Encoded(*map(np.asarray, (ids, targets, absolute, orders)), wanted, linked)
+
+
+def _asked_places(scene: Scene, turn: Turn, prompt: list[int]) -> tuple[int, ...]:
+    """Where in a prompt that ends with the turn's question stands what it is about, as `Batch.links` says."""
+    question = _ids(turn_segments(turn.question, []))
+    last = len(prompt) - len(question)
+    start = next(at for at in range(last, -1, -1) if prompt[at : at + len(question)] == question)
+    offsets = asked(turn.question, (run.tag for page in scene.pages for run in page.runs))
+    return tuple(IGNORED if each == NOT_NAMED else start + token_at(question, each) for each in offsets)
+
+
+def _absolute(links: Int64, scene: Scene, places: Int64) -> Int64:
+    """Squares counted by page [m, LINKS] -> places in the sequence; IGNORED where they are still to come."""
+    squares = [tile_count(page) * TOKENS_PER_TILE for page in scene.pages]
+    first = np.repeat(np.cumsum([0, *squares[:-1]]), squares)[:, None]
+    there = places[np.where(links == IGNORED, 0, links + first)]
+    return np.where((links == IGNORED) | (there > places[:, None]), IGNORED, there)
 
 
 def printed_lines(scene: Scene) -> dict[str, list[Spot]]:
@@ -175,17 +205,19 @@ def batch(scenes: list[Scene], *, pixels: bool) -> Batch:
         torch.from_numpy(np.stack([_filled(part, length, fill) for part in parts]))
         for parts, fill in zip(zip(*encoded, strict=True), FILLS, strict=True)
     ]
-    ids, targets, looks, orders, wanted = rows
+    ids, targets, looks, orders, wanted, links = rows
     pages = [page for scene in scenes for page in scene.pages]
     codes, covers = (np.concatenate([of(page) for page in pages]) for of in (page_codes, page_covers))
     written = torch.from_numpy(oracle.written(codes, covers))
     pictures = torch.from_numpy(np.concatenate([page_tiles(page) for page in pages])) if pixels else written
     names = torch.from_numpy(np.concatenate([page_names(page) for page in pages]))
-    return Batch(ids, targets, pictures, torch.from_numpy(codes), written, names, looks, orders, wanted)
+    return Batch(
+        ids, targets, pictures, torch.from_numpy(codes), written, names, looks, orders, wanted, links
+    )
 
 
 # What the ends of shorter sequences are filled with, for each part of `Encoded`.
-FILLS = Encoded(*map(np.asarray, (0, IGNORED, IGNORED, 0, IGNORED)))
+FILLS = Encoded(*map(np.asarray, (0, IGNORED, IGNORED, 0, IGNORED, IGNORED)))
 
 
 def _filled(part: Int64, length: int, fill: Int64) -> Int64:
@@ -210,6 +242,20 @@ def page_names(page: Page) -> Int64:
                     # Of its own beginning it has only seen so much.
                     squares[square, ORDER + BEFORE :][at + 1 : KEY] = IGNORED
     return names
+
+
+def page_links(page: Page) -> Int64:
+    """[squares, LINKS]: for each printed square those that its row and its column begin with, or IGNORED."""
+    links = np.full((tile_count(page) * TOKENS_PER_TILE, LINKS), IGNORED)
+    squares = [list(dict.fromkeys(token_square(page, mark) for mark in run.marks)) for run in page.runs]
+    heads = {run.words: of for run, of in reversed(list(zip(page.runs, squares, strict=True)))}
+    for number, row in groupby(zip(page.runs, squares, strict=True), lambda each: each[0].tag.number):
+        printed = list(row)
+        begins = [IGNORED, IGNORED] if number is None else [*printed[0][1][:2], IGNORED][:2]
+        for run, of in printed:
+            head = heads[run.tag.head][0] if run.tag.head in heads else IGNORED
+            links[of] = *begins, head
+    return links
 
 
 @lru_cache(maxsize=4096)

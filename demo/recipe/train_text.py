@@ -15,12 +15,12 @@ from demo.recipe import curriculum, oracle, together
 from demo.recipe.loop import Lesson, Stage
 from demo.recipe.model import DemoModel, Kept, Shape
 from demo.recipe.muon import optimizers
-from demo.recipe.sequence import IGNORED, ORDER, Batch, batch, image_context_id
+from demo.recipe.sequence import IGNORED, LINKS, ORDER, Batch, batch, image_context_id
 from demo.recipe.state import load, normalized
 from demo.recipe.vision import VisionModel
 
 TILES, PARTS = 20, 2
-NOISE, NAMED_SHARE, WANTED_SHARE, LOOKED_SHARE = 0.25, 0.5, 0.3, 0.5
+NOISE, NAMED_SHARE, WANTED_SHARE, LOOKED_SHARE, LINKED_SHARE = 0.25, 0.5, 0.3, 0.5, 0.5
 # How far each kind of name rotates a state.
 SHIFTS = (0, 51, 102, 153, 204, 25, 76, 127, 178, 229, 240)
 FIRST_STEPS = 1000
@@ -79,6 +79,8 @@ class Answers:
     so that only where to look is left to be found by answering.
     wanted: the same at the places of answers: the key, the head and the number of the visual token to read next, so
     that it is found by what it is called.
+    linked: cross entropy of the attention of each printed visual token, in three heads of the layer before, with the
+    two where its row begins and the one where its column's head begins.
     looked: cross entropy of the watched heads' attention with the visual token of the character to write next.
     Without it, answers stayed at the frequencies of characters for as long as was tried (5,000 samples).
     There is one such head for the first character of a token, one for the second and one for the third: the one
@@ -90,23 +92,24 @@ class Answers:
     named: Tensor
     wanted: Tensor
     looked: Tensor
+    linked: Tensor
 
     @property
     def total(self) -> Tensor:
-        told = NAMED_SHARE * self.named + WANTED_SHARE * self.wanted + LOOKED_SHARE * self.looked
-        return self.loss + told
+        named = NAMED_SHARE * self.named + WANTED_SHARE * self.wanted
+        return self.loss + named + LOOKED_SHARE * self.looked + LINKED_SHARE * self.linked
 
     @property
     def figures(self) -> dict[str, float]:
-        parts = {"loss": self.loss, "named": self.named, "wanted": self.wanted, "looked": self.looked}
-        return {name: part.item() for name, part in parts.items()}
+        names = ("loss", "named", "wanted", "looked", "linked")
+        return {name: getattr(self, name).item() for name in names}
 
 
 def answer_loss(model: DemoModel, data: Batch, features: Tensor, context: int) -> Answers:
     with torch.autocast(features.device.type, dtype=torch.bfloat16):
         embeds = model.spliced(data.ids, model.project(features), context)
-        kept = Kept()
-        hidden = model.language_model.hidden(embeds, kept)
+        linking, kept = Kept(), Kept()
+        hidden = model.language_model.hidden(embeds, linking, kept)
         answers = model.language_model.output(hidden[data.targets != IGNORED]).float()
         named = named_loss(model, kept.states[data.ids == context], data.names.flatten(0, 1))
         is_read = data.looks != IGNORED
@@ -118,6 +121,7 @@ def answer_loss(model: DemoModel, data: Batch, features: Tensor, context: int) -
         named=named,
         wanted=wanted,
         looked=looked_loss(kept.query, kept.key, data.looks, data.orders),
+        linked=linked_loss(linking.query, linking.key, data.links),
     )
 
 
@@ -140,15 +144,29 @@ def looked_loss(query: Tensor, key: Tensor, looks: Tensor, orders: Tensor) -> Te
     rows, places = (looks != IGNORED).nonzero(as_tuple=True)
     if not len(rows):
         return torch.zeros(())
-    every = query[:, :ORDER] @ key[:, :ORDER].transpose(-1, -2)
-    scores = every[rows, :, places].float() * query.shape[-1] ** -0.5
-    later = torch.arange(key.shape[2]) > places[:, None]
-    scores = scores.masked_fill(later[:, None], float("-inf"))
+    scores = _scores(query[:, :ORDER], key[:, :ORDER], rows, places)
     is_turn = torch.arange(ORDER) == orders[rows, places][:, None]
     targets = torch.where(is_turn, looks[rows, places][:, None], 0)
     weight = torch.where(is_turn, 1.0, 0.5)
     each = functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none")
     return (each * weight.flatten()).sum() / weight.sum()
+
+
+def linked_loss(query: Tensor, key: Tensor, links: Tensor) -> Tensor:
+    """How far the first LINKS heads [n, heads, P, size] are from looking at their `links` [n, P, LINKS]."""
+    rows, places = (links != IGNORED).any(-1).nonzero(as_tuple=True)
+    if not len(rows):
+        return torch.zeros(())
+    scores = _scores(query[:, :LINKS], key[:, :LINKS], rows, places)
+    return functional.cross_entropy(scores.flatten(0, 1), links[rows, places].flatten(), ignore_index=IGNORED)
+
+
+def _scores(query: Tensor, key: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """What attention at (row, place) gives every place up to it, before the softmax [m, heads, P]."""
+    every = query @ key.transpose(-1, -2)
+    scores = every[rows, :, places].float() * query.shape[-1] ** -0.5
+    later = torch.arange(key.shape[2]) > places[:, None]
+    return scores.masked_fill(later[:, None], float("-inf"))
 
 
 def features_of(written: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ def test_characters_of_one_visual_token_are_told_apart_by_their_order():
     page = Page(224, 224, draws=False)
     page.text(30.0, 50.0, "1M234", Type("dejavu/DejaVuSansMono", 20, (0, 0, 0)))
     scene = Scene("codes", (page,), (Turn("Read the text.", "1M234"),))
-    _, _, looks, orders, _ = encode(scene)
+    _, _, looks, orders, *_ = encode(scene)
     there = looks != IGNORED
     squares = [int(mark.x // 28) for mark in page.marks]
     assert squares == [1, 1, 2, 2, 3]
