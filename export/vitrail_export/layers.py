@@ -166,7 +166,8 @@ class DequantizedLinear(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.block = block_size(inputs, ".".join(parts))
         dtype = ir.DataType.INT4 if bits == 4 else ir.DataType.INT8
-        made = Quantized(parts, bits, self.block, form.quantizer or Rounding())
+        # TensorRT takes no negative scales.
+        made = Quantized(parts, bits, self.block, form.quantizer or Rounding(positive=True))
         self.weight = Weight([inputs, outputs], dtype, made.signed_codes((inputs, outputs)))
         self.scales = Weight(
             [inputs // self.block, outputs], form.dtype, made.scales(form.dtype, transpose=True)
@@ -214,7 +215,7 @@ class Quantized:
     parts: tuple[str, ...]
     bits: Bits
     block: int
-    quantizer: Quantizer = Rounding()  # noqa: RUF009 (it has no state)
+    quantizer: Quantizer
 
     def rows(self, name: str, source: WeightSource) -> Iterator[tuple[int, Codes]]:
         """(first row, codes) over the rows of all parts of a graph's weight `name`."""
