@@ -45,6 +45,7 @@ PRECISIONS = (
     Precision("fp16", ("--precision", "fp16")),
     Precision("int8", ("--precision", "int8", "--vision-precision", "int8")),
     Precision("int4", ("--precision", "int4", "--vision-precision", "fp32")),
+    Precision("w8a8", ("--precision", "w8a8", "--vision-precision", "fp32")),
     Precision("int4-int8", ("--precision", "int4", "--vision-precision", "int8")),
 )
 

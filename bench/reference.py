@@ -30,6 +30,9 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "int8, int8 cache": {"precision": "int8", "cache": "int8", "calibration": PICTURES},
     "int4": {"precision": "int4"},
     "int4 gptq": {"precision": "int4", "quantizer": "gptq", "calibration": PICTURES},
+    "w8a8": {"precision": "w8a8"},
+    "int8, w8a8 prompts": {"precision": "int8", "prefill": "w8a8"},
+    "int4, w8a8 prompts": {"precision": "int4", "prefill": "w8a8"},
 }
 
 
