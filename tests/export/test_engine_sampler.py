@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from tests.runtime.engine_fakes import quiet_session
+from tests.runtime.test_device_sampling import FILTERS
 
 from vitrail.errors import ExportError
 from vitrail.manifest import EngineProfile, Shapes
@@ -16,19 +17,6 @@ from vitrail_export.engine.sampler import check_sampler, write_sampler
 from vitrail_export.sampling import CANDIDATES, EXACT, sampler_graph
 
 VOCAB = 3001
-FILTERS = [
-    {},
-    {"top_k": 1},
-    {"top_k": 50},
-    {"top_k": CANDIDATES - 1},
-    {"top_p": 0.9},
-    {"top_p": 0.05},
-    {"min_p": 0.1},
-    {"top_k": 40, "top_p": 0.8},
-    {"top_k": 40, "min_p": 0.02},
-    {"top_p": 0.95, "min_p": 0.05},
-    {"top_k": 300, "top_p": 0.99, "min_p": 0.001},
-]
 
 
 @pytest.fixture(scope="module")

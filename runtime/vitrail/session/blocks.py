@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from vitrail.core import Float, Int32
+    from vitrail.core import Float, Int32, Int64
 
 
 class Block(NamedTuple):
@@ -25,6 +25,13 @@ class Block(NamedTuple):
 
     first: int
     rows: int
+
+
+class Wanted(NamedTuple):
+    """Rows of the device's logits that a step asked for, and how many it computed."""
+
+    rows: Int64
+    computed: int
 
 
 def covering(first: int, rows: int, *, slots: int) -> Block:

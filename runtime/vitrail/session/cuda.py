@@ -7,12 +7,12 @@ same where there are graphs: onnxruntime keeps them by thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitrail.providers import Cuda
-from vitrail.session.blocks import Block, chunks, covering, distinct_rows, widened
+from vitrail.session.blocks import Block, Wanted, chunks, covering, distinct_rows, widened
 from vitrail.session.contract import (
     LENGTHS,
     STAGES,
@@ -114,13 +114,6 @@ class OrtCudaVision:
         binding.bind_input(source.name, *work.place(source.name, (tiles, *source.most[1:])))
         binding.bind_output(target.name, *work.place(target.name, (tiles, *target.most[1:])))
         run_bound(self.sessions[stage], binding, stage)
-
-
-class Wanted(NamedTuple):
-    """Rows of the device's logits that a step asked for, and how many it computed."""
-
-    rows: Int64
-    computed: int
 
 
 class OrtCudaDecoder:

@@ -6,12 +6,12 @@ Memory is allocated once, as a session opens; each session has its own stream, a
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vitrail.errors import ArtifactError, InvalidInput, OptionError
-from vitrail.session.blocks import Block, chunks, covering, distinct_rows, widened
+from vitrail.session.blocks import Block, Wanted, chunks, covering, distinct_rows, widened
 from vitrail.session.contract import STAGES, check_capacity, check_features, check_tiles
 from vitrail.session.cuda_driver import LibCuda, Rows
 from vitrail.session.cuda_memory import ALIGNMENT
@@ -114,13 +114,6 @@ def _check_features(choices: Mapping[str, Choice]) -> None:
     if len(set(dtypes.values())) > 1:
         found = ", ".join(f"{stage} {dtype}" for stage, dtype in dtypes.items())
         raise ArtifactError(f"the engines' features differ in dtype ({found}); {choices[STAGES[0]].cure}")
-
-
-class Wanted(NamedTuple):
-    """Rows of the device's logits that a step asked for, and how many it computed."""
-
-    rows: Int64
-    computed: int
 
 
 class TrtDecoder:
