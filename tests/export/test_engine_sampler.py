@@ -51,6 +51,20 @@ def test_a_token_that_it_is_sure_of_is_the_host_s(draw_there, filters, temperatu
     assert exact.mean() >= (0.6 if beyond or temperature > 1 else 0.9)
 
 
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_weights_that_another_device_rounds_otherwise_draw_the_same_where_it_is_sure(draw_there, filters):
+    """A temperature that is off in its last bit makes every weight so, the smallest most."""
+    logits, uniforms = random_logits(90), np.random.default_rng(2).random(90)
+    one = np.float32(0.9)
+    found = [
+        draw_there(logits, [Draw(float(each), uniform=float(uniform), **filters) for uniform in uniforms])
+        for each in (one, np.nextafter(one, np.float32(1)))
+    ]
+    (here, sure), (there, _) = found
+    np.testing.assert_array_equal(here[sure], there[sure])
+    assert sure.mean() > 0.6
+
+
 @pytest.mark.parametrize("vocab", [1, 15, 500, 512, 513, 8193])
 def test_vocabularies_of_any_size_are_drawn_from(tmp_path, vocab):
     session = quiet_session(write_sampler(tmp_path, vocab=vocab))
