@@ -163,7 +163,7 @@ class _Ranked:
         kept = op.Where(op.And(op.And(counted, nucleus), likely), self.weights, 0.0)
         within = op.And(op.Not(unlimited), op.LessOrEqual(top_k, CANDIDATES))
         reached = op.And(unlimited, op.And(op.Not(whole), op.GreaterOrEqual(here, wanted)))
-        near = [op.Or(whole, each) for each in sums.sure(op, op.Concat(before, here, axis=1), wanted, mass)]
+        near = [op.Or(whole, each) for x in (before, here) for each in sums.sure(op, x, wanted, mass)]
         near += sums.sure(op, self.weights, min_p, min_p)
         if self.found.certain is not None:
             near.append(op.Equal(op.ReduceSum(op.Where(self.found.certain, 0.0, kept), [1], keepdims=1), 0.0))
