@@ -25,6 +25,7 @@ from bench.peers.process import WorkerError
 from bench.peers.session import Contest
 
 from vitrail.machine import physical_cores
+from vitrail_export.config_json import read_config
 
 KINDS = ("vision", "prefill", "decode")
 
@@ -47,7 +48,7 @@ def main() -> None:
         layers=args.layers,
         threads=args.threads,
         rounds=args.rounds,
-        checkpoint=work / "checkpoint",
+        config=read_config(work / "checkpoint"),
     )
     contest = Contest(
         work=work,

@@ -17,7 +17,7 @@ from bench.peers.rounds import Turns, merged
 from bench.peers.verdict import Verdict, comparable, fastest, ratio, verdicts
 
 from vitrail.benchmark.device import device_fields
-from vitrail_export.checkpoint import Checkpoint
+from vitrail_export.config import ModelConfig
 
 GIB = 2**30
 COLUMNS = ("what", "who", "speed", "ratio", "limit", "memory", "accuracy")
@@ -26,10 +26,10 @@ HEADINGS = ("measured", "by", "speed", "to vitrail", "of the limit", "peak memor
 
 class Card:
     def __init__(
-        self, path: Path, *, name: str, layers: int, threads: int, checkpoint: Path, rounds: int
+        self, path: Path, *, name: str, layers: int, threads: int, config: ModelConfig, rounds: int
     ) -> None:
         self._path = path
-        self._config = Checkpoint.open(checkpoint).config
+        self._config = config
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self.fields: dict[str, Any] = {
             "bench": "peers",

@@ -45,18 +45,18 @@ CONTESTANTS: dict[Part, tuple[Entry, ...]] = {
     "vision": (
         _vitrail("int8", "int8", 8, "int8"),
         _vitrail("fp32", "fp32", 32, "int4"),
-        _vitrail("bf16", "bf16", 16, "int4", provider="openvino"),
+        _vitrail("bf16", "bf16", 16, "int4-w8a8-kv8", provider="openvino"),
         Entry("transformers bf16", "transformers", "torch_sdpa", "bf16", 16),
         _openvino("vision", "bf16", 16),
         _openvino("vision", "int8", 8),
     ),
     "language": (
         _vitrail("int4", "int4", 4, "int4"),
-        _vitrail("int4, int8 cache", "int4", 4, "int4-kv8", 1),
         _vitrail("int4, w8a8 prompts", "int4", 4, "int4-w8a8"),
+        _vitrail("int4, w8a8 prompts, int8 cache", "int4", 4, "int4-w8a8-kv8", 1),
         _vitrail("int8", "int8", 8, "int8"),
-        _vitrail("int8, int8 cache", "int8", 8, "int8-kv8", 1),
         _vitrail("w8a8", "w8a8", 8, "w8a8"),
+        _vitrail("w8a8, int8 cache", "w8a8", 8, "w8a8-kv8", 1),
         Entry("transformers bf16", "transformers", "torch_sdpa", "bf16", 16),
         _openvino("language", "int4", 4),
         _openvino("language", "int8", 8),
@@ -71,10 +71,10 @@ KV8 = ("--kv-cache", "int8", "--calibration", "{pictures}")
 EXPORTS = {
     "int4": ("--precision", "int4", "--vision-precision", "fp32"),
     "int8": ("--precision", "int8", "--vision-precision", "int8"),
-    "int4-kv8": ("--precision", "int4", *KV8),
-    "int8-kv8": ("--precision", "int8", *KV8),
     "int4-w8a8": ("--precision", "int4", "--prefill", "w8a8"),
+    "int4-w8a8-kv8": ("--precision", "int4", "--prefill", "w8a8", "--vision-precision", "fp16", *KV8),
     "w8a8": ("--precision", "w8a8"),
+    "w8a8-kv8": ("--precision", "w8a8", *KV8),
 }
 """Options of `vitrail export` for each of our artifacts."""
 
