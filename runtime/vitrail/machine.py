@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 class Shares(NamedTuple):
@@ -65,6 +66,13 @@ def physical_cores() -> int:
     """Those that this process may use: of its CPUs, threads of one core counted once, within its container's quota."""
     cores = {_core(cpu) for cpu in os.sched_getaffinity(0)}
     return max(1, min(len(cores), _quota()))
+
+
+def cpu_features() -> frozenset[str]:
+    """What the processor can, in Linux's words: `amx_int8`, `avx512_bf16`."""
+    lines = _read(_CPUINFO).splitlines()
+    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(found.partition(":")[2].split())
 
 
 def memory_bytes() -> int:

@@ -11,8 +11,13 @@ import typer
 from vitrail.cli.repository import decoder_provider
 from vitrail.cli.terminal import PROVIDER_HELP, TargetName, command, stderr
 from vitrail.errors import OptionError
+from vitrail.machine import cpu_features
+from vitrail.manifest import load_manifest
+from vitrail.providers import Cpu
 
 if TYPE_CHECKING:
+    from vitrail.manifest import Manifest
+    from vitrail.providers import Provider
     from vitrail.triton.options import Tls
     from vitrail.triton.server import Server
 
@@ -126,6 +131,8 @@ def serve(
         tiles_per_run=tiles_per_run,
         feature_cache_bytes=feature_cache << 20,
     )
+    if _is_for_bfloat16(load_manifest(artifacts), settings.provider):
+        stderr.print("hint: this processor computes in bfloat16: --provider openvino encodes pictures faster")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with stderr.status("starting tritonserver") as status:
 
@@ -142,6 +149,12 @@ def serve(
             on_event=stderr.print,
         )
     stderr.print("stopped")
+
+
+def _is_for_bfloat16(manifest: Manifest, provider: Provider) -> bool:
+    """Whether vision is about to be computed in float32 where OpenVINO would do it in bfloat16."""
+    floating = manifest.vision.precision != "int8" and manifest.vision.dialect == "ort"
+    return type(provider) is Cpu and floating and "amx_bf16" in cpu_features()
 
 
 def _announce(server: Server) -> None:
