@@ -121,6 +121,7 @@ def test_a_quantized_embedding_table_gives_the_rows_that_its_codes_stand_for(
     steps = np.abs(np.repeat(scales, block, axis=1)[ids])
     most = 0.502 if precision == "int8" else 1.4  # int4 may cut off a block's largest
     assert table[ids].shape == (2, 2, 96)
+    assert table[np.empty(0, np.int32)].shape == (0, 96)  # a prompt's chunk that is all picture
     assert np.all(np.abs(table[ids] - original[ids]) <= most * steps + 1e-3 * np.abs(original[ids]) + 1e-6)
 
 

@@ -41,8 +41,9 @@ class QuantizedTable:
         codes, scales = self.codes[ids], self.scales[ids]
         if codes.dtype == np.uint8:
             halves = np.stack([codes & 15, codes >> 4], axis=-1)
-            codes = halves.reshape(*codes.shape[:-1], -1).astype(np.int8) - 8
-        blocks = codes.reshape(*scales.shape, -1) * scales.astype(np.float32)[..., None]
+            codes = halves.reshape(*ids.shape, 2 * codes.shape[-1]).astype(np.int8) - 8
+        block = codes.shape[-1] // scales.shape[-1]
+        blocks = codes.reshape(*scales.shape, block) * scales.astype(np.float32)[..., None]
         rows: Float = blocks.reshape(codes.shape)
         return rows
 
