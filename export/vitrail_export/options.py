@@ -125,8 +125,8 @@ class ExportOptions:
     @property
     def prefill_form(self) -> Form | None:
         """The form of a graph that reads prompts, where they have one of their own."""
-        if self.prefill == "same" or self.precision == "w8a8":
-            return None
+        if self.prefill == "same" or (self.precision, self.cache) == ("w8a8", "float"):
+            return None  # or one that would read them no faster
         return replace(replace(self, precision="w8a8").decoder_form, reads=True)
 
 

@@ -1,5 +1,7 @@
 """Matrix products in int8: rows that do not depend on their neighbours, and a graph of their own for prompts."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -154,6 +156,12 @@ def test_w8a8_throughout_needs_no_second_graph(tmp_path):
     found = exported(tmp_path, precision="w8a8", prefill="w8a8")
     assert load_manifest(found).decoder.prefill == "same"
     assert not (found / "prefill.onnx").exists()
+
+
+def test_w8a8_over_an_int8_cache_may_have_one_since_that_reads_the_cache_in_float():
+    options = ExportOptions(precision="w8a8", prefill="w8a8", cache="int8", calibration=REFERENCE / "images")
+    assert options.prefill_form is not None
+    assert replace(options, prefill="same").prefill_form is None
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ def artifacts(directory: Path, **settings: Any) -> Iterator[Target]:
             "provider": str(settings.get("provider", "cpu")),
             "vision_precision": manifest.vision.precision,
             "decoder_precision": manifest.decoder.precision,
+            "prefill": manifest.decoder.prefill,
+            "cache": manifest.decoder.cache_dtype,
             "settings": {name: str(value) for name, value in settings.items()},
         }
         yield Target(engine, _tiling(manifest.prompt, manifest.vision.tile_size), fields, engine.close)
