@@ -22,10 +22,10 @@ def write_plot(path: Path, card: dict[str, Any]) -> bool:
     most = max(sum(row["what"] == what for row in rows) for what in stages)
     layout = ConstrainedLayoutEngine(rect=(0, 0.02, 1, 0.98))
     figure = Figure(figsize=(13, 0.8 + lines * (0.7 + 0.27 * most)), layout=layout)
-    grid = figure.subplots(lines, COLUMNS, squeeze=False).flat
+    grid = list(figure.subplots(lines, COLUMNS, squeeze=False).flat)
     for axes, what in zip(grid, stages, strict=False):
         _draw(axes, [row for row in rows if row["what"] == what], what)
-    for axes in list(grid)[len(stages) :]:
+    for axes in grid[len(stages) :]:
         axes.set_axis_off()
     depth = f"{card['layers']} layers of each tower" if card["layers"] else "full depth"
     where = f"{card['cpu']}, {card['cores']} cores; {card['model']}, {depth}; vitrail {card['commit']}"
@@ -46,9 +46,15 @@ def _draw(axes: Any, rows: list[dict[str, Any]], what: str) -> None:
         limit = row["speed"] * share if slower_is_more else row["speed"] / share
         if limit <= 2 * max(speeds):
             axes.vlines(limit, place - 0.4, place + 0.4, colors=LIMIT, linewidth=1)
-        axes.text(row["speed"], place, f" {row['speed']:.3g}", va="center", fontsize=7)
+        axes.text(
+            row["speed"],
+            place,
+            f" {row['speed']:.{0 if row['speed'] >= 100 else 1}f}",
+            va="center",
+            fontsize=7,
+        )
     axes.set_yticks(places, [row["who"] for row in ordered], fontsize=7)
     axes.invert_yaxis()
-    axes.set_title(f"{what}: {rows[0]['unit']}", loc="left", fontsize=8)
+    axes.set_title(f"{what}: {rows[0]['unit']}", loc="right", fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
