@@ -3,8 +3,8 @@
 python -m bench.peers.worker MODULE '{"work": ..., "precision": ..., "threads": 2, ...}'
 
     {"do": "prepare"}                                   writes what `load` reads, where it is missing
-    {"do": "load", "part": "vision"}                    -> {"versions": {...}}
-    {"do": "check", "inputs": FILE, "outputs": FILE}    what it makes of the same inputs, for comparing
+    {"do": "load", "part": "vision", "inputs": FILE}    -> {"versions": {...}}
+    {"do": "check", "part": "vision", "outputs": FILE}  what it makes of the inputs, for comparing
     {"do": "begin", "stage": "decode", ...}             untimed: what a stage needs before it is measured
     {"do": "measure", "stage": "decode", ...}           -> {"seconds": ...}
     {"do": "quit"}
