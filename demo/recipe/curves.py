@@ -29,7 +29,19 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 
 def read_series(log: Path, names: Sequence[str] | None = None) -> dict[str, list[tuple[float, float]]]:
     """name -> (step, figure) of a stage's log; without names, all shares of right answer tokens."""
-    skipped = {"seconds", "step", "samples", "loss", "named", "looked", "code", "centres", "cover"}
+    skipped = {
+        "seconds",
+        "step",
+        "samples",
+        "loss",
+        "named",
+        "looked",
+        "wanted",
+        "linked",
+        "code",
+        "centres",
+        "cover",
+    }
     series: dict[str, list[tuple[float, float]]] = {}
     for line in log.read_text(encoding="utf-8").splitlines():
         figures = json.loads(line)

@@ -15,15 +15,16 @@ sys.path.insert(0, str(ROOT))
 torch = pytest.importorskip("torch")
 
 from demo.recipe import curriculum, evaluation, train_joint, train_text, train_vision  # noqa: E402
+from demo.recipe.asked import NOT_NAMED, asked  # noqa: E402
 from demo.recipe.convert import convert, trained  # noqa: E402
 from demo.recipe.curves import draw, read_series  # noqa: E402
 from demo.recipe.grow import grow  # noqa: E402
-from demo.recipe.loop import resume, run  # noqa: E402
+from demo.recipe.loop import LONGEST_STEP_S, resume, run  # noqa: E402
 from demo.recipe.model import DemoModel, Shape  # noqa: E402
 from demo.recipe.oracle import code_map, tile_codes  # noqa: E402
 from demo.recipe.render import fonts, words  # noqa: E402
 from demo.recipe.render.charset import CHARACTER_CLASS, CODE_CLASSES  # noqa: E402
-from demo.recipe.render.page import Mark, Page, Type  # noqa: E402
+from demo.recipe.render.page import Mark, Page, Tag, Type  # noqa: E402
 from demo.recipe.render.weather import turn  # noqa: E402
 from demo.recipe.resume import resume_from  # noqa: E402
 from demo.recipe.scene import Brush, Scene, Turn  # noqa: E402
@@ -287,7 +288,7 @@ def test_training_goes_on_from_a_written_checkpoint(tmp_path):
         resume_from(checkpoint, tmp_path)
 
 
-def test_a_price_is_named_after_its_row(tmp_path):
+def test_a_price_is_named_after_its_row():
     """Every visual token of a price carries the first letters of what it is the price of."""
     scene = MAKERS["receipts"](Brush(random.Random(3), draws=False), grid=(2, 2))
     (page,) = scene.pages
@@ -296,6 +297,40 @@ def test_a_price_is_named_after_its_row(tmp_path):
         (first,) = {token_square(page, price.marks[0])}
         key = names[first, ORDER + BEFORE : ORDER + BEFORE + 3]
         assert _spelled(key) == line.words[:3]
+
+
+def test_a_question_says_where_its_row_and_its_column_are_named():
+    tags = (Tag("name", "size", 0), Tag("valley", "size", 1), Tag("val", "code", 2))
+    question = "What is the size of valley?"
+    first, second, head = asked(question, tags)
+    assert (question[first:], question[second:], question[head:]) == ("valley?", "alley?", "size of valley?")
+    assert asked("What colour is the star?", ()) == (NOT_NAMED, len("What colour is the "), NOT_NAMED)
+    assert asked("What is the total?", tags)[0] == len("What is the ")
+    assert asked("Read the text.", tags) == (NOT_NAMED, NOT_NAMED, NOT_NAMED)
+
+
+def test_attention_is_told_where_a_row_begins_and_where_the_question_names_it():
+    scene = MAKERS["receipts"](Brush(random.Random(3), draws=False, questions=8), grid=(2, 2))
+    (page,) = scene.pages
+    encoded = encode(scene)
+    first = int(np.flatnonzero(encoded.ids == image_context_id())[0])
+    line, price = page.runs[1], page.runs[2]
+    told = encoded.links[first + token_square(page, price.marks[0]), 0]
+    assert told == first + token_square(page, line.marks[0])
+    named = {int(each) for each in encoded.links[encoded.targets != IGNORED][:, 0]} - {IGNORED}
+    begun = {_spelled([encoded.ids[at]]).strip() for at in named}
+    assert {"total"} < begun
+    assert begun <= {*(run.words[0] for run in page.runs), "total", "shop"}
+
+
+def test_a_pause_is_not_counted_as_learning(tmp_path, monkeypatch):
+    """A step that seems to take an hour leaves the rest of the time as it was."""
+    monkeypatch.setattr(train_text, "TILES", 1)
+    monkeypatch.setattr(curriculum, "scenes", _few_scenes)
+    clock = iter([*range(6), *range(3606, 9999)])
+    monkeypatch.setattr("demo.recipe.loop.time.monotonic", lambda: float(next(clock)))
+    run(train_text.stage(), tmp_path, seconds=LONGEST_STEP_S + 10)
+    assert torch.load(tmp_path / "text.pt", weights_only=True)["step"] >= 5
 
 
 def test_curves_show_every_series_of_a_log(tmp_path):
