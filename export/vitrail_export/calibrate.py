@@ -93,11 +93,9 @@ class LayerByLayer(Reference):
         return self.form.in_layer(int(found[1]), self.checkpoint.config.text.layers).of(found[2])
 
     def _quantize(self, matrix: Tensor, x: Tensor, *, bits: Bits, block: int) -> Codes:
-        positive = self.form.dialect == "standard"
         if not self.gptq:
-            return round_rows(matrix.numpy(), bits=bits, block=block, positive=positive)
-        given = self._moments_of(x)
-        codes, scales = round_with_moments(matrix, given, bits=bits, block=block, positive=positive)
+            return round_rows(matrix.numpy(), bits=bits, block=block)
+        codes, scales = round_with_moments(matrix, self._moments_of(x), bits=bits, block=block)
         return Codes(codes.numpy(), scales.numpy())
 
     def _moments_of(self, x: Tensor) -> Moments:
@@ -124,9 +122,7 @@ class Calibrated:
 
     def rows(self, source: WeightSource, name: str, *, bits: Bits, block: int) -> Iterator[tuple[int, Codes]]:
         if _layer_of(name) is None:
-            yield from Rounding(positive=self.layers.form.dialect == "standard").rows(
-                source, name, bits=bits, block=block
-            )
+            yield from Rounding().rows(source, name, bits=bits, block=block)
             return
         self._go_to(name)
         yield 0, self.layers.walk.codes[name]

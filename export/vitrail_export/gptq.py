@@ -52,18 +52,11 @@ def inverse_factor(matrix: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(backward, identity, upper=True)
 
 
-def best_scales(
-    weight: Tensor, importance: Tensor, *, bits: Bits, block: int, positive: bool = False
-) -> Tensor:
-    """float32 [n, k] -> steps [n, k / block]: of several, those with the least error weighted by `importance` [k]; in int4
-    of either sign, unless `positive`.
-    """
+def best_scales(weight: Tensor, importance: Tensor, *, bits: Bits, block: int) -> Tensor:
+    """float32 [n, k] -> steps [n, k / block]: of several, those with the least error weighted by `importance` [k]."""
     middle = 1 << (bits - 1)
     blocks, weights = weight.reshape(len(weight), -1, block), importance.reshape(-1, block)
     widest = blocks.abs().amax(-1) / (middle - 1)
-    if bits == 4 and not positive:
-        highest, lowest = blocks.amax(-1), blocks.amin(-1)
-        widest = torch.where(highest > -lowest, highest, lowest) / -middle
     widest[widest == 0] = 1
     best, least = widest, torch.full_like(widest, torch.inf)
     for shrink in torch.linspace(1, SMALLEST, SHRINKS) if bits == 4 else [1.0]:
@@ -74,12 +67,10 @@ def best_scales(
     return best
 
 
-def round_with_moments(
-    weight: Tensor, given: Moments, *, bits: Bits, block: int, positive: bool = False
-) -> tuple[Tensor, Tensor]:
+def round_with_moments(weight: Tensor, given: Moments, *, bits: Bits, block: int) -> tuple[Tensor, Tensor]:
     """float32 [n, k] -> codes uint8 [n, k / block, block] and steps float32 [n, k / block]."""
     middle, inputs = 1 << (bits - 1), weight.shape[1]
-    scales = best_scales(weight, given.importance, bits=bits, block=block, positive=positive)
+    scales = best_scales(weight, given.importance, bits=bits, block=block)
     steps = scales.repeat_interleave(block, 1)[:, given.order]
     left = weight[:, given.order]
     codes = torch.empty_like(left)

@@ -166,8 +166,7 @@ class DequantizedLinear(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.block = block_size(inputs, ".".join(parts))
         dtype = ir.DataType.INT4 if bits == 4 else ir.DataType.INT8
-        # TensorRT takes no negative scales.
-        made = Quantized(parts, bits, self.block, form.quantizer or Rounding(positive=True))
+        made = Quantized(parts, bits, self.block, form.quantizer or Rounding())
         self.weight = Weight([inputs, outputs], dtype, made.signed_codes((inputs, outputs)))
         self.scales = Weight(
             [inputs // self.block, outputs], form.dtype, made.scales(form.dtype, transpose=True)

@@ -6,7 +6,6 @@ Codes are unsigned with the middle as zero (8 for int4, 128 for int8), as ONNX R
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,21 +27,15 @@ def block_size(inputs: int, name: str) -> int:
     )
 
 
-def scale_rows(rows: Array, *, bits: Bits, block: int, positive: bool = False) -> Array:
+def scale_rows(rows: Array, *, bits: Bits, block: int) -> Array:
     """float32 [n, k] -> scales float32 [n, k / block]; 1 for a block of zeros.
 
-    int8: the largest weight of a block becomes 127 or -127. int4: it becomes the lowest code, -8, by a scale of its own sign
-    (`positive`: for engines that take no other, it becomes 7.5), or what is nearer to all of the block, a tenth beyond it.
+    int8: the largest weight of a block becomes 127 or -127. int4, whose codes reach from -8 to 7: it becomes 7.5 or -7.5, or
+    what is nearer to all of the block, a tenth beyond. Positive, since TensorRT takes no other scales.
     """
     blocks = rows.reshape(rows.shape[0], -1, block)
-    highest, lowest = blocks.max(axis=2), blocks.min(axis=2)
-    widest = np.maximum(highest, -lowest)
-    if bits == 8:
-        scales: Array = widest / np.float32(127)
-    elif positive:
-        scales = widest / np.float32(7.5)
-    else:
-        scales = np.where(highest > -lowest, highest, lowest) / np.float32(-8)
+    widest = np.maximum(blocks.max(axis=2), -blocks.min(axis=2))
+    scales: Array = widest / np.float32(127 if bits == 8 else 7.5)
     scales[scales == 0] = 1
     return scales if bits == 8 else _nearest(blocks, [scales, SHRUNK * scales])
 
@@ -60,9 +53,9 @@ def _steps(blocks: Array, scales: Array) -> Array:
     return np.clip(steps, -8, 7, out=steps)
 
 
-def round_rows(rows: Array, *, bits: Bits, block: int, positive: bool = False) -> Codes:
+def round_rows(rows: Array, *, bits: Bits, block: int) -> Codes:
     """float32 [n, k] -> the nearest codes, by the scales of `scale_rows`."""
-    scales = scale_rows(rows, bits=bits, block=block, positive=positive)
+    scales = scale_rows(rows, bits=bits, block=block)
     codes: Array = rows.reshape(*scales.shape, block) * (1 / scales)[..., None]
     np.rint(codes, out=codes)
     codes += 1 << (bits - 1)
@@ -76,15 +69,12 @@ def restore(quantized: Codes, *, bits: Bits) -> Array:
     return restored
 
 
-@dataclass(frozen=True, slots=True)
 class Rounding:
     """The Quantizer that rounds to the nearest code, block of rows by block of rows."""
 
-    positive: bool = False
-
     def rows(self, source: WeightSource, name: str, *, bits: Bits, block: int) -> Iterator[tuple[int, Codes]]:
         for start, rows in row_blocks(source, name):
-            yield start, round_rows(rows, bits=bits, block=block, positive=self.positive)
+            yield start, round_rows(rows, bits=bits, block=block)
 
 
 def pack_nibbles(codes: Array) -> Array:
