@@ -43,7 +43,8 @@ def engines(directory, **options):
         EngineOptions(targets=("sm_89",), decoder=True, context_tokens=512, **options),
         report=lambda stage, what, _done: said.append((stage, what)),
     )
-    held = {each.stage: each for each in load_manifest(directory).engines}  # in the order in which they were made
+    # A manifest holds them in the order in which they were made.
+    held = {each.stage: each for each in load_manifest(directory).engines}
     assert held == {each.stage: each for each in records}
     return {each.stage: each for each in records}, said
 
