@@ -306,7 +306,7 @@ def _check_files(manifest: Manifest, directory: Path) -> None:
     """Presence and size of every artifact but the engines (cheap); `check_hashes` compares the contents."""
     missing = [
         name
-        for name in (*REQUIRED, *(each.artifact for each in manifest.engines))
+        for name in (*REQUIRED, *manifest.decoder.graphs, *(each.artifact for each in manifest.engines))
         if name not in manifest.artifacts
     ]
     if missing:

@@ -1,13 +1,15 @@
 """Matrix products in int8: rows that do not depend on their neighbours, and a graph of their own for prompts."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from tests.conftest import REFERENCE
 
-from vitrail.errors import OptionError
+from vitrail.errors import ArtifactError, OptionError
 from vitrail.manifest import load_manifest
 from vitrail.session import Step
 from vitrail.session.ort import OrtDecoder
@@ -150,6 +152,15 @@ def test_a_manifest_tells_of_the_graph_for_prompts(mixed, w8a8):
     assert (manifest.decoder.precision, manifest.decoder.prefill) == ("int4", "w8a8")
     assert manifest.artifacts["prefill"].path == "prefill.onnx"
     assert load_manifest(w8a8).decoder.graphs == ("decoder",)
+
+
+def test_a_manifest_that_promises_a_graph_for_prompts_and_names_none_is_refused(mixed, tmp_path):
+    damaged = Path(shutil.copytree(mixed, tmp_path / "damaged"))
+    manifest = load_manifest(damaged)
+    left = {name: artifact for name, artifact in manifest.artifacts.items() if name != "prefill"}
+    manifest.model_copy(update={"artifacts": left}).write(damaged)
+    with pytest.raises(ArtifactError, match="names no artifact 'prefill'; export again"):
+        load_manifest(damaged)
 
 
 def test_w8a8_throughout_needs_no_second_graph(tmp_path):
