@@ -12,6 +12,8 @@ from vitrail.errors import Busy, Cancelled, DeadlineExceeded, InvalidInput, Serv
 
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
+# What gRPC says of a call that this process cancelled, and of one whose channel it closed.
+_ENDED_HERE = ("Locally cancelled by application!", "Channel closed!")
 
 
 @dataclass(slots=True)
@@ -36,7 +38,15 @@ def is_transient(error: VitrailError) -> bool:
 
 
 def is_unreachable(error: BaseException | None) -> bool:
-    return isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.UNAVAILABLE
+    """Whether the server is away: it refuses connections, or ended the call because it is stopping."""
+    return isinstance(error, grpc.RpcError) and (
+        error.code() is grpc.StatusCode.UNAVAILABLE or _is_dropped(error)
+    )
+
+
+def _is_dropped(error: grpc.RpcError) -> bool:
+    """Whether the other side cancelled the call: a server that stops, or a proxy before it, ends live calls so."""
+    return error.code() is grpc.StatusCode.CANCELLED and error.details() not in _ENDED_HERE
 
 
 def error_from_rpc(error: grpc.RpcError, *, target: str) -> VitrailError:
@@ -44,6 +54,10 @@ def error_from_rpc(error: grpc.RpcError, *, target: str) -> VitrailError:
     code, details = error.code(), str(error.details() or "")
     if told := known_error(details):
         return told
+    if _is_dropped(error):
+        return ServerError(
+            f"{target}: the server, or a proxy before it, ended the call; ask again once it serves ({details[:300]})"
+        )
     name = code.name if code else "UNKNOWN"
     kind, text = _MEANINGS.get(name, (ServerError, "the call failed"))
     return kind(f"{target}: {text} ({name}: {details[:300]})")

@@ -18,7 +18,7 @@ from vitrail.client import TLS, Client
 from vitrail.client.connection import parse_url
 from vitrail.client.fake import ANSWER, CONTRACT, FakeServer, message
 from vitrail.core import Delta
-from vitrail.errors import Busy, Cancelled, ImageError, OptionError, PromptTooLong, ServerError
+from vitrail.errors import Busy, ImageError, OptionError, PromptTooLong, ServerError
 
 BUSY = ["[busy] the queue is full"]
 
@@ -119,9 +119,36 @@ def test_a_server_that_dies_mid_answer_is_an_error_at_once(kind, released):
         next(deltas)
         server.__exit__()
         started = time.monotonic()
-        with pytest.raises((ServerError, Cancelled)):
+        with pytest.raises(ServerError):
             next(deltas)
         assert time.monotonic() - started < 5
+
+
+class Dropping(FakeServer):
+    """Ends the first calls as a server does that is stopping."""
+
+    def __init__(self, *drops):
+        super().__init__()
+        self.drops = list(drops)
+
+    def ModelStreamInfer(self, requests, context):  # noqa: N802
+        if self.drops:
+            context.abort(grpc.StatusCode.CANCELLED, self.drops.pop())
+        yield from super().ModelStreamInfer(requests, context)
+
+
+def test_a_call_that_the_server_cancels_is_asked_again(kind):
+    with Dropping("", "CANCELLED") as server, kind(server.url) as client:
+        assert client.chat("hi").text == "Hello there"
+
+
+def test_a_call_that_the_server_cancels_is_the_server_s_error(kind):
+    with (
+        Dropping("going away") as server,
+        kind(server.url, retries=0) as client,
+        pytest.raises(ServerError, match=rf"{server.url}: the server.* ended the call.*going away"),
+    ):
+        client.chat("hi")
 
 
 def malformed(raw):
