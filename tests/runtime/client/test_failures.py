@@ -131,7 +131,7 @@ class Dropping(FakeServer):
         super().__init__()
         self.drops = list(drops)
 
-    def ModelStreamInfer(self, requests, context):  # noqa: N802
+    def ModelStreamInfer(self, requests, context):
         if self.drops:
             context.abort(grpc.StatusCode.CANCELLED, self.drops.pop())
         yield from super().ModelStreamInfer(requests, context)
