@@ -13,6 +13,7 @@ from typing import Any
 import onnxruntime as ort
 
 from vitrail.errors import ArtifactError, OptionError, ServerError
+from vitrail.machine import cpu_features
 from vitrail.providers import Cpu, Cuda, OpenVino
 from vitrail.session.cause import cause_in, driver_fault, library_fault
 from vitrail.session.openvino import OPENVINO, add_openvino
@@ -31,6 +32,7 @@ REMEDIES: dict[type, str] = {
     OpenVino: "with --vision-precision fp16",
     Cuda: "for a GPU: --vision-precision fp16, and --precision fp16 or --activations fp16",
 }
+VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 SDPA_KERNELS = {"auto": 0, "flash": 1, "efficient": 2, "cudnn": 8}
 
 
@@ -124,6 +126,9 @@ def _session_options(provider: Cpu | Cuda, *, optimize: bool) -> ort.SessionOpti
     options.log_severity_level = 3
     # Vision and decoder share the cores, in one process or several: threads that spin while they wait take them away.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not cpu_features() & VNNI:
+        # x86 adds products of uint8 and int8 up in 16 bits there, which overflow: onnxruntime's slower kernels do not.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if isinstance(provider, Cpu):
