@@ -83,6 +83,9 @@ def bench(
     shared_memory: Annotated[
         bool, typer.Option("--shared-memory", help="Hand tiles to a server on this machine in /dev/shm.")
     ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="What reports call the model. [default: its export's name]")
+    ] = None,
     max_error_share: Annotated[float, typer.Option(help="Failed requests that still count as success.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write FILE.json, FILE.csv and FILE.requests.csv.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Directory for PNG figures.")] = None,
@@ -94,9 +97,9 @@ def bench(
 
     if url is not None and model is not None:
         raise OptionError("--url and --model exclude each other; give one")
-    for name, value in (("provider", provider), ("tpot-slowdown", tpot_slowdown)):
+    for option, value in (("provider", provider), ("tpot-slowdown", tpot_slowdown)):
         if model is None and value is not None:
-            raise OptionError(f"--{name} {value} is for --model; a server's is set by `vitrail serve`")
+            raise OptionError(f"--{option} {value} is for --model; a server's is set by `vitrail serve`")
     if tiles is not None and image_size is not None:
         raise OptionError("--tiles and --image-size exclude each other; give one")
     if not 0 < timeout < 1e6:
@@ -126,7 +129,7 @@ def bench(
         target = _artifacts(model, slots=slots, tpot_slowdown=tpot_slowdown, provider=provider)
     else:
         target = _server(url or DEFAULT_URL, timeout, route=route, shared_memory=shared_memory)
-    run = Run(workload, loads, Objective(slo_ttft_ms, slo_tpot_ms), timeout_s=timeout)
+    run = Run(workload, loads, Objective(slo_ttft_ms, slo_tpot_ms), timeout_s=timeout, name=name)
     run.execute(target)
     card = run.card()
     _write(card, run.tallies, out=out, plots=plots)
@@ -143,6 +146,7 @@ class Run:
     loads: list[Load]
     objective: Objective
     timeout_s: float
+    name: str | None = None
     tallies: list[Tally] = field(default_factory=list)
     target_fields: dict[str, Any] = field(default_factory=dict)
     failure: VitrailError | None = None
@@ -154,7 +158,7 @@ class Run:
 
         try:
             with opening as target, _progress() as on_tick:
-                self.target_fields = target.fields
+                self.target_fields = target.fields | ({"name": self.name} if self.name else {})
                 self.tallies = run_sweep(
                     target, self.workload, self.loads, timeout_s=self.timeout_s, on_tick=on_tick
                 )

@@ -50,6 +50,13 @@ def test_json_is_one_line_with_device_versions_workload_and_stages():
     assert set(figures) == {"unit", "avg", "min", "max", "std", "p50", "p90", "p99", "count"}
 
 
+@pytest.mark.parametrize(("given", "shown"), [(["--name", "2b, our best"], "2b, our best"), ([], "tiny")])
+def test_a_report_calls_the_model_as_it_is_told(given, shown):
+    with FakeServer() as server:
+        asked_of = card(bench("--url", server.url, *SMALL, *given, "--json"))["target"]
+    assert (shown in asked_of["name"], asked_of["target"]) == (True, "server")
+
+
 def test_warm_up_is_asked_but_not_measured():
     with FakeServer() as server:
         result = bench("--url", server.url, *SMALL, "--warmup", 3, "--json")
