@@ -18,11 +18,13 @@ from torch.nn import functional
 
 from vitrail.errors import ExportError
 from vitrail_export.checkpoint import Checkpoint
+from vitrail_export.config import TextConfig
 from vitrail_export.gptq import Moments, moments, round_with_moments
 from vitrail_export.graph import Array, Bits, Codes, Form, WeightSource
+from vitrail_export.names import EMBEDDING
 from vitrail_export.quantize import Rounding, block_size, restore, round_rows
-from vitrail_export.reference import Reference, attention, rotations
-from vitrail_export.weights import Float32
+from vitrail_export.reference import Reference, attention, rotate, rotations
+from vitrail_export.weights import Float32, blocks_of_rows
 
 Tensor: TypeAlias = Any
 
@@ -30,11 +32,18 @@ _LAYER = re.compile(r"text\.layers\.(\d+)\.(?:attn|mlp)\.(\w+)")
 INT8_LIMIT = 127
 HEADROOM = 2
 """How far cached values may go beyond those of the calibration prompts before they are cut off."""
+SMALLEST = 1e-6
+"""What the largest value of a channel of zeros is taken for."""
+VOCABULARY_BLOCK_BYTES = 64 << 20
 
 
-def calibrate(checkpoint: Checkpoint, prompts: Sequence[Float32], *, form: Form, gptq: bool) -> Calibrated:
-    """A Quantizer and CacheScales fitted to prompts [P, hidden_size]; without gptq weights are rounded."""
-    return Calibrated(LayerByLayer.begin(checkpoint, prompts, form=form, gptq=gptq))
+def calibrate(
+    checkpoint: Checkpoint, prompts: Sequence[Float32], *, form: Form, gptq: bool, int8_cache: bool = False
+) -> Calibrated:
+    """A Quantizer and CacheScales fitted to prompts [P, hidden_size], the latter where there is to be an int8_cache to the
+    whole vocabulary, too; without gptq weights are rounded.
+    """
+    return Calibrated(LayerByLayer.begin(checkpoint, prompts, form=form, gptq=gptq, int8_cache=int8_cache))
 
 
 @dataclass(slots=True)
@@ -56,15 +65,22 @@ class LayerByLayer(Reference):
 
     form: Form
     gptq: bool
+    int8_cache: bool
     lengths: tuple[int, ...]
     walk: Walk
 
     @classmethod
     def begin(
-        cls, checkpoint: Checkpoint, prompts: Sequence[Float32], *, form: Form, gptq: bool
+        cls,
+        checkpoint: Checkpoint,
+        prompts: Sequence[Float32],
+        *,
+        form: Form,
+        gptq: bool,
+        int8_cache: bool = False,
     ) -> LayerByLayer:
         walk = Walk(torch.from_numpy(np.concatenate(prompts)))
-        return cls(checkpoint, form, gptq, tuple(map(len, prompts)), walk)
+        return cls(checkpoint, form, gptq, int8_cache, tuple(map(len, prompts)), walk)
 
     def run_layer(self) -> None:
         walk = self.walk
@@ -82,7 +98,8 @@ class LayerByLayer(Reference):
         if form is not None and form.bits is not None:
             inputs = matrix.shape[1]
             block = inputs if form.int8 else block_size(inputs, name)
-            self.walk.codes[weight] = self._quantize(matrix, x, bits=form.bits, block=block)
+            if weight not in self.walk.codes:
+                self.walk.codes[weight] = self._quantize(matrix, x, bits=form.bits, block=block)
             matrix = torch.from_numpy(restore(self.walk.codes[weight], bits=form.bits))
         return functional.linear(x, matrix, self._weight(bias) if bias in self.checkpoint.names() else None)
 
@@ -104,12 +121,56 @@ class LayerByLayer(Reference):
             self.walk.moments = (x, moments(x))
         return self.walk.moments[1]
 
-    def _attend(self, at: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        for name, cached in (("key", k), ("value", v)):
-            widest = cached.abs().amax(dim=1).clamp(min=1e-6)  # [kv_heads, head_dim]
-            self.walk.steps[f"{at}.{name}"] = (HEADROOM * widest / INT8_LIMIT).numpy().reshape(-1)
-        sequences = (each.split(self.lengths, dim=1) for each in (q, k, v))
+    def _attend(self, at: str, q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        if self.int8_cache:
+            self._fit_steps(at, k, v)
+        sequences = (each.split(self.lengths, dim=1) for each in (rotate(q, rope), rotate(k, rope), v))
         return torch.cat([attention(*one, causal=True) for one in zip(*sequences, strict=True)], dim=1)
+
+    def _fit_steps(self, at: str, k: Tensor, v: Tensor) -> None:
+        widest = [HEADROOM * each for each in self._widest(k, v)]
+        if self.walk.next == 0:
+            widest = [torch.maximum(*each) for each in zip(widest, self._widest_of_tokens(at), strict=True)]
+        for name, each in zip(("key", "value"), widest, strict=True):
+            self.walk.steps[f"{at}.{name}"] = (each.clamp(min=SMALLEST) / INT8_LIMIT).numpy().reshape(-1)
+
+    def _widest(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Of keys before they are rotated, and of values, [kv_heads, head_dim]."""
+        return rotated_reach(k, self.checkpoint.config.text), v.abs().amax(dim=1)
+
+    def _widest_of_tokens(self, at: str) -> tuple[Tensor, Tensor]:
+        """The same of the first layer and every token of the vocabulary, of which few stand in any prompt: what the first
+        layer caches for a token is known. One that is cut off can turn an answer.
+        """
+        (vocabulary, width), source = self.checkpoint.shape(EMBEDDING), self.checkpoint
+        found = []
+        for start, stop in blocks_of_rows(vocabulary, 4 * width, block_bytes=VOCABULARY_BLOCK_BYTES):
+            x = torch.from_numpy(source.load_rows(EMBEDDING, start, stop))
+            normed = self._rms_norm(at.replace("attn", "input_norm"), x, source.config.text.eps)
+            found.append(self._widest(*self._cached(at, normed)))
+        keys, values = (torch.stack(each).amax(dim=0) for each in zip(*found, strict=True))
+        return keys, values
+
+
+def rotated_reach(k: Tensor, text: TextConfig) -> Tensor:
+    """The largest that each channel of keys [kv_heads, P, d] becomes at any position of the context: [kv_heads, d].
+
+    A pair of channels turns on a circle, fast ones all around, slow ones along an arc.
+    """
+    first, second = k.chunk(2, dim=-1)
+    frequencies = 1 / text.rope_theta ** (torch.arange(0, text.head_dim, 2).float() / text.head_dim)
+    begin, radius = torch.atan2(second, first), torch.hypot(first, second)
+    end = begin + frequencies * (text.context_tokens - 1)
+    quarter = torch.pi / 2
+    reach = [_widest_cosine(begin - turn, end - turn) for turn in (0, quarter)]
+    return torch.cat([(radius * each).amax(dim=1) for each in reach], dim=-1)
+
+
+def _widest_cosine(begin: Tensor, end: Tensor) -> Tensor:
+    """The largest |cos| of the angles from `begin` to `end`."""
+    ends = torch.maximum(begin.cos().abs(), end.cos().abs())
+    passes = torch.ceil(begin / torch.pi) * torch.pi <= end
+    return torch.where(passes, torch.ones_like(ends), ends)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def fitted_form(
     """The language model's form with a Quantizer and, where wanted, CacheScales fitted to prompts [P, hidden_size]."""
     from vitrail_export.calibrate import calibrate  # noqa: PLC0415
 
-    found = calibrate(checkpoint, prompts, form=form, gptq=gptq)
+    found = calibrate(checkpoint, prompts, form=form, gptq=gptq, int8_cache=int8_cache)
     return replace(form, quantizer=found, cache=found if int8_cache else None)
 
 

@@ -154,15 +154,21 @@ class Reference:
 
     def _text_attention(self, at: str, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         text = self.checkpoint.config.text
-        q, k, v = (split_heads(self._linear(f"{at}.{each}", x), text.head_dim) for each in "qkv")
+        q = split_heads(self._linear(f"{at}.q", x), text.head_dim)
+        k, v = self._cached(at, x)
         if text.qk_norm:
-            q, k = self._rms_norm(f"{at}.q_norm", q, text.eps), self._rms_norm(f"{at}.k_norm", k, text.eps)
-        attended = self._attend(at, rotate(q, rope), rotate(k, rope), v)
-        return self._linear(f"{at}.o", merge_heads(attended))
+            q = self._rms_norm(f"{at}.q_norm", q, text.eps)
+        return self._linear(f"{at}.o", merge_heads(self._attend(at, q, k, v, rope)))
 
-    def _attend(self, _at: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of one sequence: q [heads, P, d], k and v [kv_heads, P, d] -> [heads, P, d]."""
-        return attention(q, k, v, causal=True)
+    def _cached(self, at: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys before they are rotated, and values: [kv_heads, P, d]."""
+        text = self.checkpoint.config.text
+        k, v = (split_heads(self._linear(f"{at}.{each}", x), text.head_dim) for each in "kv")
+        return (self._rms_norm(f"{at}.k_norm", k, text.eps) if text.qk_norm else k), v
+
+    def _attend(self, _at: str, q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Causal attention of one sequence, rotated here: q [heads, P, d], k and v [kv_heads, P, d] -> [heads, P, d]."""
+        return attention(rotate(q, rope), rotate(k, rope), v, causal=True)
 
     def _head(self, x: Tensor) -> Float32:
         """In blocks of the vocabulary: a large one's float32 matrix is gigabytes."""

@@ -28,7 +28,7 @@ def prompt(length=40, seed=0):
 def fitted(**options):
     form = Form("ort", graph_ir.DataType.FLOAT, bits=4, **options)
     prompts = [prompt(60, 1), prompt(50, 2), prompt(70, 3)]
-    return LayerByLayer.begin(Checkpoint.open(TINY), prompts, form=form, gptq=True)
+    return LayerByLayer.begin(Checkpoint.open(TINY), prompts, form=form, gptq=True, int8_cache=True)
 
 
 @pytest.fixture(scope="module")

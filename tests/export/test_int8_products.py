@@ -142,7 +142,8 @@ def test_prompts_over_an_int8_cache_are_read_as_drawn_tokens_are(source, tmp_pat
     for name, cache in whole.caches.items():
         near = np.abs(cache[1, :, :40].astype(int) - drawn.caches[name][1, :, :40])
         assert cache[1, :, :40].any()
-        assert near.mean() < 1.5
+        # Of codes around 16: the weights of the two graphs differ.
+        assert near.mean() < 3
         assert not cache[0].any()
         assert not cache[1, :, 40:].any()
 
