@@ -22,7 +22,7 @@ import numpy.typing as npt
 from vitrail.errors import ExportError, OptionError
 from vitrail_export.config import Layout, ModelConfig
 from vitrail_export.config_write import in_layout, write_config
-from vitrail_export.names import Weight, expected_tensors, published_name, weights
+from vitrail_export.names import EMBEDDING, Weight, expected_tensors, published_name, weights
 from vitrail_export.published import PUBLISHED, Published
 from vitrail_export.synthetic_tokenizer import write_tokenizer
 from vitrail_export.weights import INDEX, SINGLE, Shape
@@ -36,10 +36,11 @@ BLOCK_ITEMS = 4_194_301
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation of a tensor's numbers."""
+    """Mean and standard deviation of a tensor's numbers, and which way through the block they are."""
 
     mean: float
     deviation: float
+    backwards: bool = False
 
 
 def synthesize(
@@ -201,7 +202,8 @@ class Numbers:
 
     def _scale(self, spread: Spread) -> Bits:
         """The block in bf16, rounded to nearest."""
-        bits = (self._normal * np.float32(spread.deviation) + np.float32(spread.mean)).view(np.uint32)
+        normal = self._normal[::-1] if spread.backwards else self._normal
+        bits = (normal * np.float32(spread.deviation) + np.float32(spread.mean)).view(np.uint32)
         return ((bits + np.uint32(0x8000)) >> np.uint32(16)).astype(np.uint16)
 
 
@@ -224,7 +226,8 @@ def spread_of(name: str, shape: Shape) -> Spread:
         return Spread(0.5, 0.1)
     if name.endswith((".bias", "_embedding")):
         return Spread(0.0, 0.02)
-    if name == "text.embed_tokens.weight":
-        return Spread(0.0, 0.5)
+    if name == EMBEDDING:
+        # Forwards, thousands of its rows would be rows of a matrix that they are multiplied with, too: no key is so large.
+        return Spread(0.0, 0.5, backwards=True)
     gain = 2.0 if name == "text.lm_head.weight" else 1.0
     return Spread(0.0, gain / math.sqrt(math.prod(shape[1:])))

@@ -11,6 +11,7 @@ from transformers import Qwen2Tokenizer
 from vitrail.errors import ExportError, OptionError
 from vitrail_export import synthesize as module
 from vitrail_export.checkpoint import Checkpoint
+from vitrail_export.names import EMBEDDING
 from vitrail_export.published import PUBLISHED
 from vitrail_export.reference import Reference
 from vitrail_export.synthesize import size_bytes, synthesize, write_synthetic
@@ -107,6 +108,19 @@ def test_no_two_rows_of_a_weight_are_equal(synthetic):
         array = checkpoint.load(name)
         if array.ndim == 2:
             assert len(np.unique(array[:4096, :8], axis=0)) == len(array[:4096]), name
+
+
+def test_no_token_is_a_row_of_a_matrix_that_it_is_multiplied_with():
+    """Where in the block a matrix begins depends on its name: its rows may be anywhere."""
+    spread, width = module.spread_of(EMBEDDING, (92553, 2048)), 64
+    numbers = module.Numbers(0)
+    (row,) = numbers.blocks(EMBEDDING, spread, width)
+    matrix = np.concatenate(
+        list(numbers.blocks("m", spread._replace(backwards=False), 2 * module.BLOCK_ITEMS))
+    )
+    places = np.flatnonzero(matrix[:-width] == row[0])
+    assert len(places)
+    assert not any(np.array_equal(matrix[at : at + width], row) for at in places)
 
 
 def test_the_tokenizer_exports_with_the_published_ids(synthetic, tmp_path):
