@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -62,21 +63,22 @@ def export_checkpoint(
 
     write_manifest False leaves that to `verify.check`, so that artifacts are whole only once they have passed it.
     progress(stage, bytes written so far, bytes expected in total) is called after every weight. Memory stays near
-    the largest single weight. Raises CheckpointError, OptionError, ExportError.
+    the largest single weight. Raises CheckpointError, OptionError, ExportError; what the options or the calibration's
+    pictures have wrong, before anything in `out` is touched.
     """
     options = options or ExportOptions()
     checkpoint = Checkpoint.open(source)
-    prepare(out)
+    check_directory(out)
     config = checkpoint.config
     graphs = build_graphs(config, options)
+    if options.calibrated:
+        graphs |= build_decoders(config, options, fitted_decoder_form(checkpoint, options))
+    prepare(out)
     table_dtype: TableDType = np.dtype("f4" if options.precision == "float32" else "f2")
     expected = sum(map(weight_bytes, graphs.values()))
     expected += table_bytes(checkpoint, options.table_precision, table_dtype)
     check_disk(out, expected)
     tokenizer = export_tokenizer(checkpoint.path, out, template=config.template, eos_ids=config.eos_ids)
-    if options.calibrated:
-        fitted = fitted_decoder_form(checkpoint, options, tokenizer, out)
-        graphs |= build_decoders(config, options, fitted)
     meter = Meter(expected, progress)
     for name, builder in graphs.items():
         save_graph(builder, checkpoint, out / f"{name}.onnx", meter.stage(name))
@@ -108,11 +110,14 @@ def build_decoders(config: ModelConfig, options: ExportOptions, form: Form) -> d
     return graphs
 
 
-def fitted_decoder_form(
-    checkpoint: Checkpoint, options: ExportOptions, tokenizer: TokenizerContract, out: Path
-) -> Form:
-    """`options.decoder_form` fitted to the calibration pictures; the tokenizer's files are in `out`."""
-    prompts = calibration_prompts(checkpoint, options.calibration or out, tokenizer, out)
+def fitted_decoder_form(checkpoint: Checkpoint, options: ExportOptions) -> Form:
+    """`options.decoder_form` fitted to the calibration pictures."""
+    assert options.calibration is not None
+    config = checkpoint.config
+    with tempfile.TemporaryDirectory() as scratch:
+        files = Path(scratch)
+        tokenizer = export_tokenizer(checkpoint.path, files, template=config.template, eos_ids=config.eos_ids)
+        prompts = calibration_prompts(checkpoint, options.calibration, tokenizer, files)
     gptq, int8_cache = options.quantizer == "gptq", options.cache == "int8"
     return fitted_form(checkpoint, options.decoder_form, prompts, gptq=gptq, int8_cache=int8_cache)
 
@@ -132,15 +137,19 @@ class Meter:
         return advance
 
 
-def prepare(out: Path) -> None:
-    """An empty directory, or an earlier export, whose files are removed, the manifest first.
-
-    A cut-off run so leaves no manifest, and a server that still maps the old files keeps them.
-    """
+def check_directory(out: Path) -> None:
+    """Raise OptionError unless there is nothing, an empty directory or an earlier export."""
     if out.exists() and not out.is_dir():
         raise OptionError(f"'{out}' is a file; name a directory for the artifacts")
     if out.is_dir() and any(out.iterdir()) and not _is_export(out):
         raise OptionError(f"'{out}' holds files that are no vitrail export; name a new or empty directory")
+
+
+def prepare(out: Path) -> None:
+    """A directory without the files of an earlier export, of which the manifest goes first.
+
+    A cut-off run so leaves no manifest, and a server that still maps the old files keeps them.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for name in (FILENAME, *WRITTEN):
         (out / name).unlink(missing_ok=True)

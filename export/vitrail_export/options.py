@@ -59,13 +59,11 @@ class ExportOptions:
             raise OptionError(
                 f"quantizer gptq is for int8, w8a8 and int4, not {self.precision}; leave it out"
             )
-        if "w8a8" in (self.precision, self.prefill) and (self.dialect, self.decoder_dtype) != (
-            "ort",
-            "float32",
-        ):
+        runs_on_cpus = (self.dialect, self.decoder_dtype) == ("ort", "float32")
+        if "w8a8" in (self.precision, self.prefill) and not runs_on_cpus:
             raise OptionError(
                 f"w8a8 is for CPUs: in dialect ort with activations in float32, not {self.dialect} with "
-                f"{self.decoder_dtype}; choose another precision"
+                f"{self.decoder_dtype}; choose these, or leave w8a8 out"
             )
         if self.cache == "int8" and self.dialect == "standard":
             raise OptionError("an int8 KV cache is for dialect ort; leave it out for dialect standard")

@@ -1,6 +1,7 @@
 """What an export writes, and what it refuses to write over."""
 
 import json
+from pathlib import Path
 
 import pytest
 from tests.conftest import REFERENCE
@@ -65,6 +66,30 @@ def test_a_directory_of_other_things_is_not_written_into(tmp_path):
     with pytest.raises(OptionError, match="holds files that are no vitrail export"):
         export_checkpoint(TINY, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cache": "int8", "calibration": Path("nowhere")}, "'nowhere' is no directory"),
+        ({"vision_precision": "int8", "dialect": "standard"}, "vision precision int8 is for dialect ort"),
+    ],
+)
+def test_options_that_cannot_be_met_leave_an_earlier_export_alone(tmp_path, options, words):
+    before = export_checkpoint(TINY, tmp_path)
+    with pytest.raises(OptionError, match=words):
+        export_checkpoint(TINY, tmp_path, options=ExportOptions(**options))
+    check_hashes(before, tmp_path)
+    assert load_manifest(tmp_path) == before
+
+
+def test_a_calibration_picture_that_cannot_be_read_leaves_no_directory(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
+    options = ExportOptions(cache="int8", calibration=tmp_path / "pictures")
+    with pytest.raises(OptionError, match=r"a calibration picture cannot be read: .*a\.png"):
+        export_checkpoint(TINY, tmp_path / "out", options=options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_is_no_place_for_artifacts(tmp_path):
