@@ -100,7 +100,11 @@ def parse_provider(text: str) -> Provider:
     name, colon, device = head.partition(":")
     if name not in NAMES:
         raise OptionError(f"provider '{name}' is unknown; it is one of {', '.join(NAMES)}")
-    given = dict(_option(name, option) for option in options)
+    given: dict[str, Any] = {}
+    for field, value in (_option(name, option) for option in options):
+        if field in given:
+            raise OptionError(f"provider '{text}' has an option twice; give each once")
+        given[field] = value
     if colon:
         given["device_id"] = _device(name, device)
     if name in ("cpu", "openvino"):
@@ -159,7 +163,7 @@ def _option(name: str, text: str) -> tuple[str, Any]:
 
 def _number(name: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text):
-        raise OptionError(f"{name} is '{text}'; give a whole number from 0")
+        raise OptionError(f"{name} is '{text}'; give a whole number from 0 to 999999")
     return int(text)
 
 

@@ -1,5 +1,7 @@
 """What leads up to a server, without starting one: options, binaries, its log, leftovers of earlier ones."""
 
+import errno
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -92,9 +94,28 @@ def test_impossible_ports_are_refused(ports, words):
         settle_ports(replace(ServerOptions(), **ports))
 
 
-def test_a_foreign_address_is_named():
-    with pytest.raises(ServerError, match=r"grpc_port 0 on 192\.0\.2\.1 cannot be used"):
-        settle_ports(ServerOptions(host="192.0.2.1", grpc_port=0, http_port=0, metrics_port=0))
+@pytest.mark.parametrize("host", ["192.0.2.1", "no host"])
+def test_an_address_that_is_not_this_machine_s_is_named(host):
+    with pytest.raises(
+        ServerError, match=rf"grpc_port 0 on {host} cannot be used .*of this machine with --host"
+    ):
+        settle_ports(ServerOptions(host=host, grpc_port=0, http_port=0, metrics_port=0))
+
+
+def test_a_port_for_the_administrator_alone_is_named_with_those_that_are_free(monkeypatch):
+    def denied(_socket, _address):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("socket.socket.bind", denied)
+    with pytest.raises(ServerError, match=r"grpc_port 80 .*Permission denied\); give a --grpc-port of 1024"):
+        settle_ports(ServerOptions(grpc_port=80))
+
+
+def test_a_port_that_somebody_listens_on_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=rf"grpc_port {port} .*stop what listens there"):
+            settle_ports(ServerOptions(grpc_port=port))
 
 
 def test_a_missing_certificate_is_named(tmp_path):

@@ -44,6 +44,8 @@ def test_a_provider_is_what_its_name_says_and_its_text_reads_back(text, provider
         ("openvino:0", "the CPU has no number; give 'openvino'"),
         ("openvino,precision=int8", "precision is 'int8'; it is one of bf16, fp32"),
         ("cuda:", "device is ''; give a whole number from 0"),
+        ("cpu,threads=1000000", "threads is '1000000'; give a whole number from 0 to 999999"),
+        ("openvino,precision=bf16,precision=fp32", "has an option twice; give each once"),
         ("cuda:-1", "device is '-1'"),
         ("cuda,memory=lots", "memory is 'lots'; give a size such as 20GiB"),
         ("cuda,memory=0GiB", "memory is 0 bytes; give more than 0"),

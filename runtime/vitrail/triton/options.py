@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -148,10 +149,18 @@ def _bind(host: str, port: int, *, name: str) -> socket.socket:
     except OSError as error:
         bound.close()
         raise ServerError(
-            f"{name} {port} on {host} cannot be used ({error.strerror or error}); "
-            f"stop what listens there, or give another --{name.replace('_', '-')}"
+            f"{name} {port} on {host} cannot be used ({error.strerror or error}); {_cure(error, name)}"
         ) from error
     return bound
+
+
+def _cure(error: OSError, name: str) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return "give an address of this machine with --host"
+    option = f"--{name.replace('_', '-')}"
+    if error.errno == errno.EACCES:
+        return f"give a {option} of 1024 or more"
+    return f"stop what listens there, or give another {option}"
 
 
 def admin_header(key: str) -> dict[str, str]:
