@@ -44,8 +44,11 @@ def test_other_processors_are_told_nothing(monkeypatch):
 
 @pytest.mark.usefixtures("amx")
 def test_an_export_ends_with_the_hint(tmp_path):
-    arguments = ["export", str(REFERENCE / "internvl2-tiny"), "--out", str(tmp_path / "out"), "--no-check"]
-    assert "--prefill w8a8" in CliRunner().invoke(app, arguments).stderr
+    out = tmp_path / "two words"
+    arguments = ["export", str(REFERENCE / "internvl2-tiny"), "--out", str(out), "--no-check"]
+    told = CliRunner().invoke(app, arguments).stderr
+    assert "--prefill w8a8" in told
+    assert f"next: vitrail serve '{out}'" in told
 
 
 @pytest.mark.usefixtures("amx")

@@ -111,6 +111,19 @@ def test_a_processor_that_openvino_does_not_list_is_told(monkeypatch):
         openvino.cpu_device(OpenVino())
 
 
+@pytest.mark.usefixtures("nowhere")
+def test_a_plugin_that_cannot_be_loaded_is_told_with_its_cause(monkeypatch):
+    def broken():
+        raise RuntimeError("Failed to load library plugin.so: file too short\nand more")
+
+    monkeypatch.setattr(openvino, "find_spec", lambda _name: "found")
+    monkeypatch.setattr(openvino, "_register", broken)
+    with pytest.raises(
+        OptionError, match=r"cannot load OpenVINO's plugin \(.*file too short\); .* or use cpu"
+    ):
+        openvino.cpu_device(OpenVino())
+
+
 def test_a_processor_without_bf16_is_told(monkeypatch):
     device = SimpleNamespace(ep_metadata={"OPTIMIZATION_CAPABILITIES": "FP32 INT8"})
     monkeypatch.setattr(openvino, "cpu_device", lambda _provider: device)

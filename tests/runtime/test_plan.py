@@ -201,8 +201,14 @@ def test_fewer_cached_tokens_are_the_cure_where_they_are_the_cause(two_billion):
 def test_int4_is_no_cure_for_what_is_in_int4(two_billion, precision, cure):
     decoder = two_billion.decoder.model_copy(update={"precision": precision})
     plan = plan_memory(replace(two_billion, decoder=decoder), Load(slots=1, context_tokens=1024))
-    with pytest.raises(OptionError, match=f"{cure} tiles_per_run"):
+    with pytest.raises(OptionError, match=f"{cure} slots, tiles_per_run"):
         check_memory(plan, limit_bytes=64 * MIB)
+
+
+def test_a_load_of_less_than_nothing_is_refused():
+    for name, words in (("slots", "slots is -1; it must be"), ("feature_cache_bytes", "is -1; give 0")):
+        with pytest.raises(OptionError, match=words):
+            replace(LOAD, **{name: -1})
 
 
 def test_a_plan_within_its_margin_is_a_warning_only(two_billion, caplog):

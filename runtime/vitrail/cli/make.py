@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from enum import Enum
 from pathlib import Path
@@ -158,7 +159,7 @@ def export(
             stderr.print(line)
     for line in _hints(options):
         stderr.print(line)
-    stderr.print(f"next: vitrail serve {out}")
+    stderr.print(f"next: vitrail serve {shlex.quote(str(out))}")
 
 
 def _hints(options: ExportOptions) -> list[str]:
@@ -228,7 +229,7 @@ def synthesize(
             show(weight, done, total)
 
         write(name, out, layout=layout.value, seed=seed, layers=layers, progress=advance)
-    stderr.print(f"next: vitrail export {out} --out artifacts")
+    stderr.print(f"next: vitrail export {shlex.quote(str(out))} --out artifacts")
 
 
 def _parity_lines(found: tuple[Parity, ...]) -> list[str]:

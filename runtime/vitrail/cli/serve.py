@@ -131,14 +131,17 @@ def serve(
         tiles_per_run=tiles_per_run,
         feature_cache_bytes=feature_cache << 20,
     )
-    if _is_for_bfloat16(load_manifest(artifacts), settings.provider):
-        stderr.print("hint: this processor computes in bfloat16: --provider openvino encodes pictures faster")
+    faster = _is_for_bfloat16(load_manifest(artifacts), settings.provider)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with stderr.status("starting tritonserver") as status:
 
         def show_ready(server: Server) -> None:
             status.stop()
             _announce(server)
+            if faster:
+                stderr.print(
+                    "hint: this processor computes in bfloat16: --provider openvino encodes pictures faster"
+                )
 
         triton.serve(
             artifacts,

@@ -99,7 +99,7 @@ def _cure(plan: Plan, limit_bytes: int) -> str:
     tokens = (limit_bytes - rest) // per_token
     if plan.target != "cpu" or tokens < 1024:
         smaller = "" if plan.model.decoder.precision == "int4" else "export with --precision int4, "
-        return f"{smaller}lower tiles_per_run or the feature cache, or take more memory"
+        return f"{smaller}lower slots, tiles_per_run or the feature cache, or take more memory"
     return (
         f"slots x context is {load.slots} x {load.context_tokens} tokens, {tokens} in all fit: lower slots (--slots) or "
         "context_tokens (--context)"

@@ -26,8 +26,8 @@ _SCALE_BLOCK = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """weights_bytes: of each stage as exported, and of `prefill` where prompts have a graph of their own; tiles_per_picture: the most that one picture makes, its thumbnail
-    included.
+    """weights_bytes: of each stage as exported, and of `prefill` where prompts have a graph of their own; tiles_per_picture:
+    the most that one picture makes, its thumbnail included.
     """
 
     name: str
@@ -93,3 +93,5 @@ class Load:
         for name in ("slots", "context_tokens", "prefill_chunk", "tiles_per_run"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.feature_cache_bytes < 0:
+            raise OptionError(f"feature_cache_bytes is {self.feature_cache_bytes}; give 0 (none) or more")

@@ -42,7 +42,13 @@ def cpu_device(provider: OpenVino) -> Any:
         raise OptionError(
             f"provider {provider} needs {PLUGIN.replace('_', '-')}, which is not installed; pip install 'vitrail[openvino]'"
         )
-    _register()
+    try:
+        _register()
+    except Exception as error:
+        raise OptionError(
+            f"provider {provider} cannot load OpenVINO's plugin ({str(error).splitlines()[0]}); install it anew with: "
+            "pip install --force-reinstall 'vitrail[openvino]', or use cpu"
+        ) from error
     for device in ort.get_ep_devices():
         if device.ep_name == OPENVINO and device.device.type == ort.OrtHardwareDeviceType.CPU:
             return device
