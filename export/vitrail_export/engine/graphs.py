@@ -14,8 +14,8 @@ from vitrail_export.engine.gate import run_all
 from vitrail_export.engine.greedy import add_greedy
 from vitrail_export.engine.lowering import BFLOAT16, FLOAT, FLOAT16, lower, set_capacity
 from vitrail_export.engine.options import QUANTIZED
-from vitrail_export.engine.quantization import observe, quantize
 from vitrail_export.engine.sources import Source
+from vitrail_export.pairs import ENGINE_CODES, Range, observe, quantize, read_ranges
 
 POSITIONS = "vision.position_embedding"
 
@@ -35,21 +35,21 @@ def write_graphs(
     exact = _save(_overridable(source.load()), scratch / f"{source.stage}.float32.onnx")
     model = source.load()
     if precision in QUANTIZED:
-        quantize(model, calibrate(exact, cases), precision)
+        quantize(model, calibrate(exact, cases), ENGINE_CODES[precision])
     half, boundary = (BFLOAT16, FLOAT) if precision == "bf16" else (FLOAT16, FLOAT16)
     lower(model, half, boundary=boundary)
     lowered = _save(model, scratch / f"{source.stage}.onnx")
     return Graphs(exact, _tried(lowered, precision), _engine(lowered, capacity))
 
 
-def calibrate(exact: Path, cases: list[Case]) -> dict[str, float]:
-    """The largest magnitude that each matrix product is given by the real pictures among the cases."""
+def calibrate(exact: Path, cases: list[Case]) -> dict[str, Range]:
+    """What each matrix product is given by the real pictures among the cases."""
     model = ir.load(exact)
-    observe(model)
-    names = [str(value.name) for value in model.graph.outputs]
+    count = len(model.graph.outputs)
+    names = observe(model)
     graph = _save_variant(model, exact.with_name(f"{exact.stem}.observed.onnx"))
     measured = run_all(graph, [case for case in cases if case.real])
-    return {name: max(float(each[i]) for each in measured) for i, name in enumerate(names)}
+    return read_ranges(names, [each[count:] for each in measured])
 
 
 def position_embedding(source: Source) -> ir.TensorProtocol:
