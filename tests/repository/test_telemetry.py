@@ -66,7 +66,7 @@ def test_counts_are_added_up_observations_are_not_and_totals_grow_by_what_is_new
     for _ in range(3):
         meter.add(ANSWERS, label="stop")
     meter.add(TTFT, 0.5)
-    assert wait_until(lambda: backend.value("increment", FEATURE_HITS, model_name="m") == 5, within_s=5)
+    assert wait_until(lambda: backend.value("increment", FEATURE_HITS, model_name="m") == 5, within_s=60)
     read[FEATURE_HITS] = 9
     meter.close()
     assert backend.value("increment", ANSWERS, model_name="m", finished_reason="stop") == 3
@@ -129,7 +129,7 @@ def test_metrics_that_fail_end_with_one_line_and_harm_nobody(caplog):
     backend.count = lambda *_: 1 / 0
     meter = Meter(Families(backend, (TTFT,), model_name="m"), read=dict, interval_s=0.001)
     meter.add(TTFT, 1.0)
-    meter._thread.join(5)
+    meter._thread.join(60)
     meter.add(TTFT, 1.0)
     meter.close()
     assert caplog.text.count("metrics cannot be published any more") == 1
@@ -162,10 +162,10 @@ def test_a_collector_that_is_away_costs_one_warning_and_is_served_when_it_is_bac
         end = tracer.ending(CONTEXT, "me")
         for count in (1, 2):
             end(ENDING)
-            assert wait_until(lambda count=count: len(collector.requests) == count, within_s=5)
+            assert wait_until(lambda count=count: len(collector.requests) == count, within_s=60)
         collector.status = 200
         end(ENDING)
-        assert wait_until(lambda: len(collector.requests) == 3, within_s=5)
+        assert wait_until(lambda: len(collector.requests) == 3, within_s=60)
         tracer.close()
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
@@ -175,7 +175,7 @@ def test_a_collector_that_is_away_costs_one_warning_and_is_served_when_it_is_bac
 def test_a_collector_that_hangs_holds_nobody_up(monkeypatch, caplog):
     monkeypatch.setattr("vitrail.triton.tracing._CLOSE_TIMEOUT_S", 0.1)
     tracer, gate = Tracer("http://127.0.0.1:9", model_name="m", version="1"), threading.Event()
-    tracer._send = lambda body: gate.wait(5)
+    tracer._send = lambda body: gate.wait(60)
     end = tracer.ending(CONTEXT, "me")
     for _ in range(3000):
         end(ENDING)
@@ -218,14 +218,14 @@ def test_a_pulse_beats_while_idle_and_with_progress_and_stops_when_stuck(tmp_pat
     state = [None]
     end = keep_pulse({VARIABLE: str(tmp_path)}, "decoder", lambda: state[0])
 
-    def beats():
+    def beats(within_s=60.0):
         before = read_pulse(tmp_path, "decoder")
-        return wait_until(lambda: read_pulse(tmp_path, "decoder") != before, within_s=0.3, every_s=0.01)
+        return wait_until(lambda: read_pulse(tmp_path, "decoder") != before, within_s=within_s, every_s=0.01)
 
     assert beats()
     state[0] = 1
-    wait_until(lambda: not beats(), within_s=5)
-    assert not beats()
+    assert wait_until(lambda: not beats(0.3), within_s=60)
+    assert not beats(0.3)
     state[0] = 2
     assert beats()
     end()

@@ -240,7 +240,7 @@ def test_a_hundred_requests_coming_and_going_end_exactly_once_each_and_free_ever
     assert idle(decoder)
 
 
-def wait_for(condition, timeout_s: float = 5.0) -> None:
+def wait_for(condition, timeout_s: float = 60.0) -> None:
     until_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < until_s
@@ -284,16 +284,15 @@ def test_close_is_bounded_while_a_forward_pass_hangs_and_nothing_follows_the_err
     class Hanging(FakeDecoder):
         def forward(self, step):
             entered.set()
-            hang.wait(10)
+            hang.wait(60)
             return super().forward(step)
 
     decoder = make(Hanging())
     decoder.start()
     decoder.submit(request(1, tokens=3), sink)
-    assert entered.wait(5)
-    began = time.monotonic()
+    assert entered.wait(60)
     decoder.close(timeout_s=0.2)
-    assert time.monotonic() - began < 2
+    assert decoder._thread.is_alive(), "it waited for the forward pass"
     assert [type(event) for event in sink.events] == [ServerError]
     hang.set()
     wait_for(lambda: not decoder._thread.is_alive())

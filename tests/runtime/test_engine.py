@@ -74,7 +74,7 @@ def engine():
         yield made
 
 
-def wait_idle(engine, timeout_s=5.0):
+def wait_idle(engine, timeout_s=60.0):
     until_s = time.monotonic() + timeout_s
     while engine.statistics.live_requests:
         assert time.monotonic() < until_s
@@ -155,7 +155,7 @@ def test_answers_of_many_threads_are_their_solo_answers(engine):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert found == alone
 
 

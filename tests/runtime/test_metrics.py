@@ -118,7 +118,7 @@ def test_turns_go_on_while_a_decoder_works_and_stand_still_in_a_step_that_does_n
         def forward(self, step):
             if len(passes) == 3:
                 reached.set()
-                gate.wait(5)
+                gate.wait(60)
             passes.append(step)
             return super().forward(step)
 
@@ -126,12 +126,12 @@ def test_turns_go_on_while_a_decoder_works_and_stand_still_in_a_step_that_does_n
     decoder, sink = make(Stuck()), Sink()
     decoder.start()
     decoder.submit(request(1, tokens=4, max_tokens=8), sink)
-    assert reached.wait(5)
+    assert reached.wait(60)
     stuck = decoder.statistics
     assert stuck.live_requests == 1
     assert stuck.turns == len(passes) + 1
     gate.set()
-    assert wait_until(lambda: sink.finals, within_s=5)
+    assert wait_until(lambda: sink.finals, within_s=60)
     assert decoder.statistics.turns > stuck.turns
     decoder.close()
 

@@ -14,6 +14,8 @@ _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
 # What gRPC says of a call that this process cancelled, and of one whose channel it closed.
 _ENDED_HERE = ("Locally cancelled by application!", "Channel closed!")
+# What its asyncio half says, in place of the server's status, where the call was over before all was sent.
+_ENDED_EARLY = "Internal error from Core"
 
 
 @dataclass(slots=True)
@@ -46,7 +48,10 @@ def is_unreachable(error: BaseException | None) -> bool:
 
 def _is_dropped(error: grpc.RpcError) -> bool:
     """Whether the other side cancelled the call: a server that stops, or a proxy before it, ends live calls so."""
-    return error.code() is grpc.StatusCode.CANCELLED and error.details() not in _ENDED_HERE
+    code, details = error.code(), error.details()
+    if code is grpc.StatusCode.INTERNAL:
+        return details == _ENDED_EARLY
+    return code is grpc.StatusCode.CANCELLED and details not in _ENDED_HERE
 
 
 def error_from_rpc(error: grpc.RpcError, *, target: str) -> VitrailError:

@@ -93,7 +93,7 @@ class FakeServer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def _answer(self, answer: Any) -> Iterator[pb.ModelStreamInferResponse]:
         for item in answer:
             if isinstance(item, Event):
-                item.wait(10)
+                item.wait(60)
             elif isinstance(item, Delta):
                 yield message(item, final=item.report is not None)
             else:

@@ -23,16 +23,16 @@ def test_events_arrive_in_order_and_none_after_the_last(outbox):
 def test_deltas_that_wait_are_sent_as_one(outbox):
     slow, sender, began = threading.Event(), Sender(), threading.Event()
     slow_sender = Sender()
-    slow_sender.deliver = lambda event, final: (began.set(), slow.wait(5))
+    slow_sender.deliver = lambda event, final: (began.set(), slow.wait(60))
     outbox.open(slow_sender).send(LAST)
-    assert began.wait(5)
+    assert began.wait(60)
     reply = outbox.open(sender)
     for token, word in enumerate("abc"):
         reply.send(Delta(text=word, token_ids=(token,)))
     reply.send(Delta(1, text="other"))
     reply.send(LAST)
     slow.set()
-    assert sender.ended.wait(5)
+    assert sender.ended.wait(60)
     assert sender.events == [Delta(text="abc", token_ids=(0, 1, 2)), Delta(1, text="other"), LAST]
 
 
@@ -46,7 +46,7 @@ def test_what_follows_a_delta_too_soon_waits_for_its_turn_or_the_end(outbox, mon
         for word in "bc":
             reply.send(Delta(text=word))
     replies[0].send(LAST)
-    assert ended.ended.wait(5)
+    assert ended.ended.wait(60)
     assert ended.events == [Delta(text="a"), replace(LAST, text="bc" + LAST.text)]
     assert cut.events == [Delta(text="a")]
     outbox.close()
@@ -67,13 +67,13 @@ def test_a_client_is_asked_for_until_its_last_event(outbox):
     reply = outbox.open(sender)
     assert not reply.cancelled()
     sender.gone = True
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while not reply.cancelled():
         assert time.monotonic() < deadline_s
         time.sleep(0.005)
     other = Sender()
     outbox.open(other).send(LAST)
-    assert other.ended.wait(5)
+    assert other.ended.wait(60)
     polls = other.polls
     time.sleep(0.1)
     assert other.polls <= polls + 1
@@ -84,13 +84,13 @@ def test_a_sender_that_breaks_is_a_client_that_is_gone_and_harms_no_other(outbox
     reply = outbox.open(broken)
     reply.send(Delta(text="a"))
     outbox.open(well).send(LAST)
-    assert well.ended.wait(5)
+    assert well.ended.wait(60)
     assert reply.cancelled()
 
 
 def test_a_client_is_asked_for_even_while_events_never_pause(outbox):
     sender = Sender()
-    reply, deadline_s = outbox.open(sender), time.monotonic() + 5
+    reply, deadline_s = outbox.open(sender), time.monotonic() + 60
     while sender.polls < 2:
         assert time.monotonic() < deadline_s
         reply.send(Delta(text="a"))

@@ -171,7 +171,7 @@ def test_a_server_that_hangs_ends_with_a_report(monkeypatch):
 
 
 def stop_after(server, requests):
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 60
     while len(server.requests) < requests and time.monotonic() < deadline_s:
         time.sleep(0.005)
     server.server.stop(0)
@@ -196,7 +196,7 @@ def test_ctrl_c_ends_with_the_report_so_far():
         while len(server.requests) < 4 and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=120)
         released.set()
     (stage,) = json.loads(out)["stages"]
     assert (process.returncode, stage["ending"]) == (130, "interrupted")

@@ -83,7 +83,7 @@ class Meeting:
     """Answers once `number` requests are there together; fails where they never are."""
 
     def __init__(self, number):
-        self.barrier = threading.Barrier(number, timeout=5)
+        self.barrier = threading.Barrier(number, timeout=60)
         self.answers = Answers(FakeClock(), [0.0])
 
     def stream(self, messages, **options):
@@ -104,14 +104,14 @@ class Stuck:
 
     def stream(self, messages, **options):
         self.reached.set()
-        self.closed.wait(10)
+        self.closed.wait(60)
         raise ServerError("closed")
         yield
 
 
 def interrupted(stuck, **limits):
     def interrupt(_tally):
-        assert stuck.reached.wait(5)
+        assert stuck.reached.wait(60)
         raise KeyboardInterrupt
 
     stage = Stage(stuck, asks(), Load(concurrency=2, requests=100))
@@ -136,7 +136,7 @@ def test_what_never_wakes_is_counted_as_cancelled_and_only_once():
     stuck.closed.set()
     for thread in threading.enumerate():
         if thread.name.startswith("bench-"):
-            thread.join(5)
+            thread.join(60)
     assert len(tally.samples) == 2
 
 

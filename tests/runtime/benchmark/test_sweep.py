@@ -32,7 +32,7 @@ class Beside:
             self.questions += 1
             while self.written.acquire(blocking=False):
                 pass
-            assert self.written.acquire(timeout=5)
+            assert self.written.acquire(timeout=60)
         else:
             self.written.release()
         yield Delta(token_ids=tuple(range(tokens)))
