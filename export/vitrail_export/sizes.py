@@ -35,8 +35,8 @@ def find_source(name: str) -> Source:
     )
 
 
-def sized(source: Source, options: ExportOptions) -> Model:
-    """What an export with these options takes. Its weights are counted on the graphs, none is read."""
+def sized(source: Source, options: ExportOptions, *, openvino: bool = False) -> Model:
+    """What an export with these options takes. Its weights are counted on the graphs, none is read. openvino: as in Model."""
     config = source.config
     return Model(
         name=source.name,
@@ -46,4 +46,5 @@ def sized(source: Source, options: ExportOptions) -> Model:
         vision_heads=config.vision.heads,
         intermediate_size=config.text.intermediate_size,
         tiles_per_picture=config.max_tiles + config.thumbnail,
+        openvino=openvino,
     )

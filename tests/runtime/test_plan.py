@@ -140,6 +140,60 @@ def test_the_command_prints_a_table_and_one_line_of_json(exported):
     assert [plan["tiles_per_run"] for plan in record["plans"]] == [2]
 
 
+@pytest.mark.parametrize(
+    ("options", "forms"),
+    [
+        ((), ["int8 float32", "w8a8 float32", "int4 float32", "int4+w8a8 float32", "int4 int8"]),
+        (("--precision", "w8a8"), ["w8a8 float32"]),
+        (("--prefill", "w8a8"), ["int4+w8a8 float32"]),
+        (("--precision", "int8", "--prefill", "w8a8", "--vision-precision", "int8"), ["int8+w8a8 int8"]),
+        (("--precision", "int4", "--prefill", "same", "--provider", "openvino"), ["int4 float16"]),
+        (
+            ("--precision", "fp32", "--provider", "openvino", "--vision-precision", "fp32"),
+            ["float32 float32"],
+        ),
+    ],
+)
+def test_the_forms_that_are_planned_are_those_that_are_asked_for(options, forms):
+    _, record = plan_of("internvl2-2b", "--memory", "32GiB", "--tiles-per-run", 4, *options)
+    found = [
+        plan["decoder"] + ("+w8a8" if plan["prefill"] == "w8a8" else "") + " " + plan["vision"]
+        for plan in record["plans"]
+    ]
+    assert found == forms
+    assert {plan["openvino"] for plan in record["plans"]} == {"openvino" in options}
+
+
+def test_a_second_graph_and_an_int8_cache_are_counted():
+    def planned(*options):
+        return plan_of("internvl2-2b", "--precision", "int4", "--tiles-per-run", 4, *options)[1]["plans"][0]
+
+    plain, both = planned("--prefill", "same"), planned("--prefill", "w8a8", "--kv-cache", "int8")
+    second = sized(find_source("internvl2-2b"), ExportOptions(prefill="w8a8")).weights_bytes["prefill"]
+    assert both["weights_bytes"] - plain["weights_bytes"] > second > 24 * 4 * 2048**2
+    assert both["kv_cache_bytes"] * 4 == plain["kv_cache_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--provider", "cuda"), "plan a GPU with --target"),
+        (("--provider", "openvino", "--target", "jetson"), "is for --target cpu, and the target is jetson"),
+        (("--prefill", "w8a8", "--target", "jetson"), "w8a8 is for CPUs"),
+        (("--kv-cache", "int8", "--target", "jetson"), "int8 KV cache is for dialect ort"),
+    ],
+)
+def test_forms_that_do_not_go_together_are_refused(options, words):
+    result = CliRunner().invoke(app, ["plan", "internvl2-2b", "--memory", "8GiB", *options])
+    assert (result.exit_code, words in result.stderr) == (2, True), result.stderr
+
+
+def test_an_export_is_planned_as_it_is(exported):
+    result = CliRunner().invoke(app, ["plan", str(exported("internvl2-tiny")), "--kv-cache", "int8"])
+    assert result.exit_code == 2
+    assert "leave out --kv-cache, or name its checkpoint" in result.stderr
+
+
 def test_where_nothing_fits_the_command_fails_behind_its_table_and_says_what_would_do():
     arguments = ["internvl2-2b", "--target", "jetson", "--streams", 2]
     table, record = plan_of(*arguments, "--memory", "2GiB", exit_code=2)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitrail.cli.make import CacheName, Precision, PrefillName, VisionPrecisionName
 from vitrail.cli.terminal import TargetName, command
 from vitrail.errors import OptionError
 from vitrail.manifest import FILENAME, load_manifest
@@ -18,13 +19,15 @@ from vitrail.plan.memory import KINDS, Plan, plan_memory
 from vitrail.plan.model import Load, Model, model_of
 from vitrail.plan.propose import TILE_LIMITS, Proposal, propose, smallest
 from vitrail.plan.size import parse_size, show_size
+from vitrail.providers import Cpu, OpenVino, parse_provider
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vitrail.plan.model import Target
-    from vitrail_export.options import ExportOptions
 
+PRECISIONS = {"fp32": "float32", "fp16": "float16"}
+"""What a manifest calls them; other precisions have one name."""
 SHOWN_TILES = (13, 4, 1)
 _UNKNOWN_MEMORY = 1 << 62
 
@@ -47,6 +50,19 @@ def plan(
     ] = None,
     prefill_chunk: Annotated[int, typer.Option(help="Prompt tokens of one step.")] = 512,
     feature_cache: Annotated[int, typer.Option(help="MiB of visual features that are kept.")] = 256,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of the language model's weights. [default: several]")
+    ] = None,
+    prefill: Annotated[
+        PrefillName | None, typer.Option(help="w8a8: prompts have a second copy of them.")
+    ] = None,
+    vision_precision: Annotated[
+        VisionPrecisionName | None, typer.Option(help="Of the vision encoder. [default: the target's]")
+    ] = None,
+    kv_cache: Annotated[CacheName | None, typer.Option(help="Of the KV cache. [default: float]")] = None,
+    provider: Annotated[
+        str, typer.Option(help="With --target cpu: cpu, or openvino for vision in bf16.")
+    ] = "cpu",
 ) -> None:
     """Tell what fits a memory: weights, KV cache, activations, workspace; a table, then one JSON line.
 
@@ -59,7 +75,14 @@ def plan(
         prefill_chunk=prefill_chunk,
         feature_cache_bytes=feature_cache << 20,
     )
-    models = _models(source, target.target)
+    wanted = {
+        "precision": precision and PRECISIONS.get(precision.value, precision.value),
+        "prefill": prefill and prefill.value,
+        "vision_precision": vision_precision and vision_precision.precision,
+        "cache": kv_cache and kv_cache.value,
+    }
+    openvino = _on_openvino(provider, target.target)
+    models = _models(source, target.target, openvino=openvino, **wanted)
     shown, limits = ((tiles_per_run,), (tiles_per_run,)) if tiles_per_run else (SHOWN_TILES, TILE_LIMITS)
     plans = [
         plan_memory(model, replace(load, tiles_per_run=tiles), target=target.target)
@@ -89,33 +112,39 @@ def _memory_here(target: Target) -> int:
         raise OptionError(f"--memory is needed: {error}") from error
 
 
-def _models(source: str, target: Target) -> list[Model]:
+def _on_openvino(provider: str, target: Target) -> bool:
+    """Raises OptionError for a provider that is none of a CPU, or stands beside another target."""
+    found = parse_provider(provider)
+    if not isinstance(found, Cpu):
+        raise OptionError(f"--provider is {provider}; plan a GPU with --target cuda, tensorrt or jetson")
+    if target != "cpu" and isinstance(found, OpenVino):
+        raise OptionError(
+            f"--provider {provider} is for --target cpu, and the target is {target}; leave one of them out"
+        )
+    return isinstance(found, OpenVino)
+
+
+def _models(source: str, target: Target, *, openvino: bool, **wanted: Any) -> list[Model]:
     """An export as it is, or what can be made of a checkpoint, the most precise first."""
     path = Path(source)
     if (path / FILENAME).is_file():
-        return [model_of(load_manifest(path), target)]
+        _refuse_forms(source, wanted)
+        return [model_of(load_manifest(path), target, openvino=openvino)]
+    from vitrail_export.forms import Wanted, forms  # noqa: PLC0415
     from vitrail_export.sizes import find_source, sized  # noqa: PLC0415
 
     found = find_source(source)
-    return [sized(found, options) for options in _exports(target)]
+    chosen = forms(target, Wanted(openvino=openvino, **wanted))
+    return [sized(found, options, openvino=openvino) for options in chosen]
 
 
-def _exports(target: Target) -> list[ExportOptions]:
-    """What `vitrail export` can make for a target, the most precise first."""
-    from vitrail_export.options import ExportOptions  # noqa: PLC0415
-
-    if target == "cpu":
-        return [
-            ExportOptions(precision="int8"),
-            ExportOptions(precision="int4"),
-            ExportOptions(precision="int4", vision_precision="int8"),
-        ]
-    dialect: Any = "ort" if target == "cuda" else "standard"
-    precisions: tuple[Any, ...] = ("float16", "int8", "int4")
-    return [
-        ExportOptions(precision=precision, vision_precision="float16", activations="float16", dialect=dialect)
-        for precision in precisions
-    ]
+def _refuse_forms(source: str, wanted: Mapping[str, Any]) -> None:
+    given = [name for name, value in wanted.items() if value is not None]
+    if given:
+        option = {"cache": "kv-cache"}.get(given[0], given[0]).replace("_", "-")
+        raise OptionError(
+            f"'{source}' is an export, planned as it is; leave out --{option}, or name its checkpoint"
+        )
 
 
 def _table(plans: Sequence[Plan], memory_bytes: int) -> list[str]:
@@ -134,7 +163,7 @@ def _row(plan: Plan, memory_bytes: int) -> list[str]:
     model, load = plan.model, plan.load
     sizes = [show_size(size) if size else "-" for size in (*plan.by_kind.values(), plan.total_bytes)]
     fits = "yes" if plan.total_bytes <= memory_bytes else "no"
-    return [model.decoder.precision, model.vision.precision, str(load.tiles_per_run), *sizes, fits]
+    return [model.decoder_form, model.vision_form, str(load.tiles_per_run), *sizes, fits]
 
 
 def _advice(best: Proposal, load: Load) -> str:
@@ -157,7 +186,7 @@ def _refusal(least: Plan, memory_bytes: int) -> str:
 def _setting(plan: Plan) -> str:
     model, load = plan.model, plan.load
     return (
-        f"decoder {model.decoder.precision}, vision {model.vision.precision}, --tiles-per-run {load.tiles_per_run} "
+        f"decoder {model.decoder_form}, vision {model.vision_form}, --tiles-per-run {load.tiles_per_run} "
         f"--slots {load.slots} --context {load.context_tokens}"
     )
 
@@ -178,7 +207,9 @@ def _fields(plan: Plan) -> dict[str, Any]:
     model, load = plan.model, plan.load
     return {
         "decoder": model.decoder.precision,
+        "prefill": model.decoder.prefill,
         "vision": model.vision.precision,
+        "openvino": model.openvino,
         "kv_cache": model.decoder.cache_dtype,
         "slots": load.slots,
         "context_tokens": load.context_tokens,

@@ -11,7 +11,7 @@ from vitrail.machine import memory_bytes
 from vitrail.plan.memory import plan_memory
 from vitrail.plan.model import Load, model_of
 from vitrail.plan.size import parse_size, show_size
-from vitrail.providers import Cpu, Cuda
+from vitrail.providers import Cpu, Cuda, OpenVino
 
 if TYPE_CHECKING:
     from vitrail.manifest import Manifest
@@ -50,7 +50,8 @@ def check_load(
         tiles_per_run=tiles_per_run,
         feature_cache_bytes=feature_cache_bytes,
     )
-    plan = plan_memory(model_of(manifest), load, target=target or _target(provider), server=server)
+    model = model_of(manifest, openvino=isinstance(provider, OpenVino))
+    plan = plan_memory(model, load, target=target or _target(provider), server=server)
     limit_bytes = memory_limit_bytes()
     if limit_bytes is not None:
         check_memory(plan, limit_bytes=limit_bytes)

@@ -22,7 +22,7 @@ Place: TypeAlias = Literal["host", "device"]
 
 # Measured on ONNX Runtime 1.31, resident memory after loading over the size of the files: half precision is widened to
 # float32 and kept beside it, integer weights are packed with their scales and sums.
-_CPU_WEIGHTS = {"float32": 1.0, "float16": 2.4, "int8": 1.02, "w8a8": 1.02, "int4": 1.1}
+_CPU_WEIGHTS = {"float32": 1.0, "float16": 2.4, "int8": 1.02, "int8-static": 1.02, "w8a8": 1.02, "int4": 1.1}
 _CPU_SESSION_BYTES = 8 * MIB
 _CPU_PROCESS_BYTES = 80 * MIB  # Python, numpy, onnxruntime, the tokenizer
 _CPU_STUB_BYTES = 95 * MIB  # the same inside the python backend, with its shared memory
@@ -107,7 +107,7 @@ def _weights(model: Model, *, on_cpu: bool) -> Iterator[Item]:
     """The embedding table is not among them: it is mapped, and only the rows that are needed are read."""
     precision: dict[str, str] = {
         "vision_encoder": model.vision.precision,
-        "projector": model.vision.dtype,
+        "projector": "int8-static" if model.vision.precision == "int8-static" else model.vision.dtype,
         "decoder": model.decoder.precision,
         "prefill": model.decoder.prefill,
     }

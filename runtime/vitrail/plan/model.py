@@ -27,7 +27,7 @@ _SCALE_BLOCK = 128
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """weights_bytes: of each stage as exported, and of `prefill` where prompts have a graph of their own; tiles_per_picture:
-    the most that one picture makes, its thumbnail included.
+    the most that one picture makes, its thumbnail included. openvino: whether that runs vision instead of ONNX Runtime.
     """
 
     name: str
@@ -37,6 +37,18 @@ class Model:
     vision_heads: int
     intermediate_size: int
     tiles_per_picture: int
+    openvino: bool = False
+
+    @property
+    def decoder_form(self) -> str:
+        """In words: `int4, w8a8 prompts, int8 cache`."""
+        prompts = ", w8a8 prompts" if self.decoder.prefill == "w8a8" else ""
+        cache = ", int8 cache" if self.decoder.cache == "int8" else ""
+        return self.decoder.precision + prompts + cache
+
+    @property
+    def vision_form(self) -> str:
+        return self.vision.precision + (" on openvino" if self.openvino else "")
 
     @property
     def positions(self) -> int:
@@ -48,8 +60,8 @@ class Model:
         return self.vision.feature_size // _SHUFFLE**2
 
 
-def model_of(manifest: Manifest, target: Target = "cpu") -> Model:
-    """From an export, by the sizes of its files: of TensorRT's engines where the target runs these."""
+def model_of(manifest: Manifest, target: Target = "cpu", *, openvino: bool = False) -> Model:
+    """From an export, by the sizes of its files: of TensorRT's engines where the target runs these. openvino: as in Model."""
     sizes = {name: artifact.size_bytes for name, artifact in manifest.artifacts.items()}
     graphs = (*STAGES, *manifest.decoder.graphs[1:])
     weights: dict[str, int] = {name: sizes[name] + sizes.get(f"{name}.onnx.data", 0) for name in graphs}
@@ -64,6 +76,7 @@ def model_of(manifest: Manifest, target: Target = "cpu") -> Model:
         vision_heads=max(1, manifest.vision.feature_size // _SHUFFLE**2 // _VISION_HEAD_DIM),
         intermediate_size=intermediate_size(manifest.decoder, sizes["decoder.onnx.data"]),
         tiles_per_picture=manifest.prompt.max_tiles + manifest.prompt.thumbnail,
+        openvino=openvino,
     )
 
 
