@@ -42,7 +42,7 @@ COLUMNS = {
         ("slots x context", "{slots} x {context}"),
         ("tiles of a picture, of a run", "{tiles}, {tiles_per_run}"),
         ("planned", "{planned_mib} MiB"),
-        ("peak used", "{peak_rss_mib} MiB"),
+        ("peak used", "{peak_mib} MiB"),
         ("planned / used", "{planned_over_used:.2f}"),
     ],
     "demo": [
@@ -128,12 +128,13 @@ def refreshed(document: Path) -> str:
 
 
 def table(bench: str) -> str:
-    """A Markdown table of every result of a bench, and a line on where it was measured."""
+    """A Markdown table of every result of a bench, and a line on where it was measured; a column, where that was in several places."""
     cards = [
         json.loads(file.read_text(encoding="utf-8"))
         for file in sorted((ROOT / "bench" / "results").glob(f"{bench}-*.json"))
     ]
-    columns = COLUMNS[bench]
+    several = len({card["cpu"] for card in cards}) > 1
+    columns = [*COLUMNS[bench], *([("processor", "{cpu}")] if several else [])]
     rows = [" | ".join(name for name, _ in columns), " | ".join("---" for _ in columns)]
     rows += [" | ".join(cell.format(**record) for _, cell in columns) for record in records(cards)]
     where = sorted(
