@@ -2,12 +2,13 @@
 
 import contextlib
 import queue
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
+
+from vitrail.triton.processes import wait_until
 
 DATATYPES = {
     "uint8": "UINT8",
@@ -19,19 +20,22 @@ DATATYPES = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class Answer:
-    """texts of the responses in order, the error's message, and seconds until the end."""
+    """texts of the responses in order, and the error's message."""
 
     texts: list[str] = field(default_factory=list)
     deltas: list[str] = field(default_factory=list)
     error: str | None = None
-    took_s: float = 0.0
     hung: bool = False
 
     @property
     def text(self):
         return "".join(self.texts)
+
+    def wait_until_begun(self):
+        """Until its first delta, or its error."""
+        assert wait_until(lambda: self.deltas or self.error, within_s=60, every_s=0.005)
 
 
 def text(value):
@@ -49,9 +53,11 @@ def tensor(name, value):
     return wire
 
 
-def ask(url, model, *, request_id="", timeout_us=None, patience_s=20.0, inputs=(), **tensors):
-    """Send one request on a stream of its own and read it to its end, or for `patience_s`."""
-    events, answer, started_s = queue.Queue(), Answer(), time.monotonic()
+def ask(url, model, *, request_id="", timeout_us=None, patience_s=60.0, inputs=(), answer=None, **tensors):
+    """Send one request on a stream of its own and read it into `answer`, to its end, or while it says something every
+    `patience_s`.
+    """
+    events, answer = queue.Queue(), answer or Answer()
     with triton.InferenceServerClient(url) as client:
         client.start_stream(lambda result, error: events.put((result, error)))
         with contextlib.suppress(
@@ -67,7 +73,6 @@ def ask(url, model, *, request_id="", timeout_us=None, patience_s=20.0, inputs=(
         while _read(events, answer, patience_s):
             pass
         client.stop_stream(cancel_requests=True)
-    answer.took_s = time.monotonic() - started_s
     return answer
 
 

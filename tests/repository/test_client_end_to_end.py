@@ -7,18 +7,20 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from tests.conftest import REFERENCE, case_messages, case_options, expected_cases
+from tests.repository.watching import Scrape
 from tests.runtime.client.conftest import Blocking
 from tritonclient.grpc import service_pb2 as pb
 
 from vitrail.client import Client
 from vitrail.decoder import Settings
 from vitrail.errors import Busy, Cancelled, PromptTooLong
+from vitrail.metrics import ANSWERS
 from vitrail.triton.options import ServerOptions
+from vitrail.triton.processes import wait_until
 from vitrail.triton.repository import ServingSettings
 from vitrail.triton.serve import serving
 
@@ -39,24 +41,34 @@ ROUTES = ["ensemble", "direct"]
 
 
 @pytest.fixture(scope="module")
-def url(exported):
-    """A server with one slot, so that work that outlives its client is seen by the next request."""
+def server(exported):
+    """One slot, and one place in the queue before it."""
     settings = ServingSettings(decoder=Settings(slots=1, queue_limit=1, context_tokens=8192), threads=1)
     options = ServerOptions(grpc_port=0, http_port=0, metrics_port=0)
     with serving(exported("internvl2-tiny"), options=options, settings=settings) as server:
-        yield server.grpc_url
+        yield server
+
+
+@pytest.fixture(scope="module")
+def url(server):
+    return server.grpc_url
+
+
+@pytest.fixture
+def ended_early(server):
+    """ended_early(count): whether so many more answers were cut off, or soon are; others would be as long as LONG."""
+
+    def count():
+        now = Scrape(server)
+        return sum(now(ANSWERS, f'="{reason}"') for reason in ("cancelled", "deadline"))
+
+    before = count()
+    return lambda more=1: wait_until(lambda: count() >= before + more, within_s=60)
 
 
 @pytest.fixture(params=[Client, Blocking], ids=["sync", "aio"])
 def kind(request):
     return request.param
-
-
-def seconds_until_answered(client):
-    """How long a short question waits for the slot."""
-    started = time.monotonic()
-    assert client.chat("hi", max_tokens=2, ignore_eos=True).report.completion_tokens == 2
-    return time.monotonic() - started
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -82,26 +94,25 @@ def test_tiles_in_shared_memory_give_the_same_answer_and_leave_nothing(kind, url
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("messages", ["hi", SHOWN], ids=["text", "picture"])
-def test_leaving_a_stream_frees_its_slot(kind, url, route, messages):
+def test_leaving_a_stream_ends_its_answer(kind, url, ended_early, route, messages):
     with kind(url, route=route) as client:
         deltas = client.stream(messages, **LONG)
         next(deltas)
         deltas.close()
-        assert seconds_until_answered(client) < 2
+        assert ended_early()
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_closing_the_client_frees_its_slots(kind, url, route):
+def test_closing_the_client_ends_its_answers(kind, url, ended_early, route):
     client = kind(url, route=route)
     deltas = client.stream(SHOWN, **LONG)
     next(deltas)
     client.close()
-    with Client(url) as other:
-        assert seconds_until_answered(other) < 2
+    assert ended_early()
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_client_that_is_killed_holds_its_slot_no_longer_than_its_deadline(url, route):
+def test_an_answer_whose_client_is_killed_goes_on_no_longer_than_its_deadline(url, ended_early, route):
     program = (
         "import sys; from vitrail.client import Client\n"
         f"client = Client(sys.argv[1], route='{route}')\n"
@@ -112,27 +123,24 @@ def test_a_client_that_is_killed_holds_its_slot_no_longer_than_its_deadline(url,
     assert process.stdout.read(1) == b"."
     process.kill()
     process.wait()
-    with Client(url) as client:
-        assert seconds_until_answered(client) < (1.5 if route == "direct" else 4.5)
+    assert ended_early()
 
 
 def test_a_deadline_ends_with_what_there_is(kind, url):
     with kind(url) as client:
-        completion = client.chat(SHOWN, deadline_s=1.5, **LONG)
+        completion = client.chat(SHOWN, deadline_s=3.0, **LONG)
     assert completion.finish_reason == "deadline"
     assert 0 < completion.report.completion_tokens < 4000
 
 
-def test_a_full_queue_is_busy(kind, url):
-    with kind(url, retries=0) as client, Client(url) as other:
+def test_a_full_queue_is_busy(kind, url, ended_early):
+    with kind(url, retries=0) as client, Client(url, retries=20) as other:
         running, waiting = other.stream("hi", **LONG), other.stream("hi", **LONG)
         next(running)
         _start(waiting)
-        with pytest.raises(Busy, match="1"):
-            client.chat("hi")
+        assert "1" in wait_until(lambda: refusal(client), within_s=60)
         other.close()
-    with Client(url) as patient:
-        assert seconds_until_answered(patient) < 2
+    assert ended_early(2)
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -161,7 +169,7 @@ def test_the_command_line_asks_the_server(url):
     assert b"1 tiles, 256 visual tokens" in asked.stderr
 
 
-def test_a_command_that_is_terminated_frees_its_slot(url):
+def test_a_command_that_is_terminated_ends_its_answer(url, ended_early):
     picture = REFERENCE / "images" / "astronaut.png"
     command = [
         sys.executable,
@@ -175,9 +183,17 @@ def test_a_command_that_is_terminated_frees_its_slot(url):
     process = subprocess.Popen([*command, "--url", url, "--max-tokens", "4000"], stdout=subprocess.PIPE)
     assert process.stdout.read(1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 143
-    with Client(url) as client:
-        assert seconds_until_answered(client) < 2
+    assert process.wait(60) == 143
+    assert ended_early()
+
+
+def refusal(client):
+    """What it is told where the queue is full; nothing where it waited there until its deadline."""
+    try:
+        client.chat("hi", max_tokens=1, deadline_s=0.2)
+    except Busy as error:
+        return str(error)
+    return ""
 
 
 def _paths(content):
@@ -192,7 +208,6 @@ def _start(deltas):
             next(deltas)
 
     threading.Thread(target=read, daemon=True).start()
-    time.sleep(0.3)
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -25,7 +25,7 @@ SIZES = [(448, 448), (900, 450), (450, 900), (1000, 1000), (30, 400), (620, 300)
 KILLED = """
 import sys
 from vitrail.client import Client
-deltas = Client(sys.argv[1], route=sys.argv[2]).stream(sys.argv[3], max_tokens=3000, ignore_eos=True, deadline_s=4)
+deltas = Client(sys.argv[1], route=sys.argv[2]).stream(sys.argv[3], max_tokens=3000, ignore_eos=True, deadline_s=60)
 next(deltas)
 print("answering", flush=True)
 sys.stdin.read()

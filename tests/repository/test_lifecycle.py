@@ -6,13 +6,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton
-from tests.repository.raw import ask, ints, text
+from tests.repository.raw import Answer, ask, ints, text
 from tritonclient.utils import InferenceServerException
 
 from vitrail.errors import ArtifactError, ServerError
@@ -36,7 +35,9 @@ serve(Path(sys.argv[1]), options=options, on_ready=lambda server: print(server.g
 
 
 def any_ports(**options):
-    return ServerOptions(grpc_port=0, http_port=0, metrics_port=0, exit_timeout_s=5, **options)
+    return ServerOptions(
+        **{"grpc_port": 0, "http_port": 0, "metrics_port": 0, "exit_timeout_s": 5, **options}
+    )
 
 
 class Launcher:
@@ -70,28 +71,28 @@ def test_serve_ends_with_a_signal_in_time_and_leaves_nothing(launcher, number):
     assert ask(launcher.url, "decoder", text_input="hi", max_tokens=ints(4)).texts
     assert len(find_stubs(launcher.workspace.name)) == 3
     launcher.process.send_signal(number)
-    assert launcher.process.wait(12) == 0
+    assert launcher.process.wait(60) == 0
     assert not launcher.remains()
     assert not Path(f"/proc/{launcher.server_pid}").exists()
 
 
 def test_a_killed_launcher_takes_its_server_along_and_the_next_start_sweeps_up(launcher):
     launcher.process.kill()
-    assert wait_until(lambda: not Path(f"/proc/{launcher.server_pid}").exists(), within_s=5)
+    assert wait_until(lambda: not Path(f"/proc/{launcher.server_pid}").exists(), within_s=60)
     assert launcher.workspace in sweep()
     assert not launcher.remains()
 
 
 def test_stopping_lets_a_stream_finish_and_a_sweep_spares_the_living(exported):
-    server = Server(exported("internvl2-tiny"), options=any_ports(), settings=SETTINGS)
+    server = Server(exported("internvl2-tiny"), options=any_ports(exit_timeout_s=120), settings=SETTINGS)
     with server, ThreadPoolExecutor(1) as pool:
         assert server.log_path.parent not in sweep()
-        options = text('{"ignore_eos": true, "max_tokens": 1500}')
-        asked = pool.submit(ask, server.grpc_url, "decoder", text_input="hi", options=options)
-        time.sleep(0.5)
+        options, answer = text('{"ignore_eos": true, "max_tokens": 1500}'), Answer()
+        asked = pool.submit(ask, server.grpc_url, "decoder", answer=answer, text_input="hi", options=options)
+        answer.wait_until_begun()
         assert not asked.done()
         server.stop()
-        answer = asked.result()
+        asked.result()
     assert answer.error is None
     assert answer.deltas[-1].count('"finish_reason":"length"') == 1
 

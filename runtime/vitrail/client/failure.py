@@ -50,7 +50,7 @@ def _is_dropped(error: grpc.RpcError) -> bool:
     """Whether the other side cancelled the call: a server that stops, or a proxy before it, ends live calls so."""
     code, details = error.code(), error.details()
     if code is grpc.StatusCode.INTERNAL:
-        return details == _ENDED_EARLY
+        return bool(details == _ENDED_EARLY)
     return code is grpc.StatusCode.CANCELLED and details not in _ENDED_HERE
 
 
