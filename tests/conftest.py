@@ -57,7 +57,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     @cache
     def export(checkpoint: str, **options: Any) -> Path:
-        out = tmp_path_factory.mktemp(f"{checkpoint}-{'-'.join(map(str, options.values()))}")
+        out = tmp_path_factory.mktemp(
+            "-".join([checkpoint, *(Path(str(each)).name for each in options.values())])
+        )
         source = REFERENCE / checkpoint.removesuffix("-hf")
         if checkpoint.endswith("-hf"):
             source = hf_twin(source, tmp_path_factory.mktemp("hf") / checkpoint)

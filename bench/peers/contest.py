@@ -46,6 +46,8 @@ CONTESTANTS: dict[Part, tuple[Entry, ...]] = {
         _vitrail("int8", "int8", 8, "int8"),
         _vitrail("fp32", "fp32", 32, "int4"),
         _vitrail("bf16", "bf16", 16, "int4-w8a8-kv8", provider="openvino"),
+        _vitrail("static int8", "int8", 8, "int8-static", provider="openvino"),
+        _vitrail("static int8, onnxruntime", "int8", 8, "int8-static"),
         Entry("transformers bf16", "transformers", "torch_sdpa", "bf16", 16),
         _openvino("vision", "bf16", 16),
         _openvino("vision", "int8", 8),
@@ -71,6 +73,14 @@ KV8 = ("--kv-cache", "int8", "--calibration", "{pictures}")
 EXPORTS = {
     "int4": ("--precision", "int4", "--vision-precision", "fp32"),
     "int8": ("--precision", "int8", "--vision-precision", "int8"),
+    "int8-static": (
+        "--precision",
+        "int4",
+        "--vision-precision",
+        "int8-static",
+        "--calibration",
+        "{pictures}",
+    ),
     "int4-w8a8": ("--precision", "int4", "--prefill", "w8a8"),
     "int4-w8a8-kv8": ("--precision", "int4", "--prefill", "w8a8", "--vision-precision", "fp16", *KV8),
     "w8a8": ("--precision", "w8a8"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from onnxscript import GraphBuilder
 
+from vitrail.core import Uint8
 from vitrail.errors import ExportError, OptionError
 from vitrail.manifest import (
     FILENAME,
@@ -22,6 +23,7 @@ from vitrail.manifest import (
     VisionContract,
     sha256,
 )
+from vitrail.session.contract import STAGES
 from vitrail.session.table import SCALES
 from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.config import ModelConfig
@@ -36,6 +38,7 @@ from vitrail_export.embeddings import (
 from vitrail_export.fit import calibration_prompts, fitted_form, prompt_contract
 from vitrail_export.graph import Form, Progress, Weight, save_graph
 from vitrail_export.options import ExportOptions
+from vitrail_export.pictures import calibration_tiles
 from vitrail_export.projector import build_projector
 from vitrail_export.tokenizer import export_tokenizer
 from vitrail_export.vision import build_vision_encoder
@@ -49,6 +52,8 @@ WRITTEN = (
     "tokenizer.json",
 )
 """Every file that an export may consist of, beside its manifest."""
+SCRATCH = ".vitrail-float"
+"""The folder of graphs that others are made of; an export that was killed leaves it."""
 
 
 def export_checkpoint(
@@ -71,6 +76,7 @@ def export_checkpoint(
     check_directory(out)
     config = checkpoint.config
     graphs = build_graphs(config, options)
+    tiles = calibration_tiles(config, options.calibration) if options.fits_vision else None
     if options.calibrated:
         graphs |= build_decoders(config, options, fitted_decoder_form(checkpoint, options))
     prepare(out)
@@ -80,6 +86,7 @@ def export_checkpoint(
     check_disk(out, expected)
     tokenizer = export_tokenizer(checkpoint.path, out, template=config.template, eos_ids=config.eos_ids)
     meter = Meter(expected, progress)
+    spared = () if tiles is None else save_static_vision(graphs, checkpoint, tiles, out, meter)
     for name, builder in graphs.items():
         save_graph(builder, checkpoint, out / f"{name}.onnx", meter.stage(name))
     report = meter.stage("token_embeddings")
@@ -87,7 +94,7 @@ def export_checkpoint(
         save_embeddings(checkpoint, out / EMBEDDINGS, table_dtype, report)
     else:
         save_quantized_embeddings(checkpoint, out, options.table_precision, report)
-    manifest = describe(config, options, tokenizer, out, name=checkpoint.name)
+    manifest = describe(config, options, tokenizer, out, name=checkpoint.name, spared=spared)
     if write_manifest:
         manifest.write(out)
     return manifest
@@ -108,6 +115,22 @@ def build_decoders(config: ModelConfig, options: ExportOptions, form: Form) -> d
     if options.prefill_form is not None:
         graphs["prefill"] = build_decoder(config.text, replace(options.prefill_form, cache=form.cache))
     return graphs
+
+
+def save_static_vision(
+    graphs: dict[str, GraphBuilder], checkpoint: Checkpoint, tiles: Uint8, out: Path, meter: Meter
+) -> tuple[str, ...]:
+    """Take the vision models out of `graphs` and write them in static int8: the modules that stay in float."""
+    from vitrail_export.static import write_static  # noqa: PLC0415  onnxruntime is needed here only
+
+    scratch = out / SCRATCH
+    scratch.mkdir()
+    try:
+        for name in STAGES:
+            save_graph(graphs.pop(name), checkpoint, scratch / f"{name}.onnx", meter.stage(name))
+        return write_static(scratch, tiles, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def fitted_decoder_form(checkpoint: Checkpoint, options: ExportOptions) -> Form:
@@ -153,10 +176,12 @@ def prepare(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in (FILENAME, *WRITTEN):
         (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / SCRATCH, ignore_errors=True)
 
 
 def _is_export(out: Path) -> bool:
-    return (out / FILENAME).is_file() or (out / f"{GRAPHS[0]}.onnx.data").is_file()
+    left = (FILENAME, f"{GRAPHS[0]}.onnx.data", SCRATCH)
+    return any((out / name).exists() for name in left)
 
 
 def weight_bytes(builder: GraphBuilder) -> int:
@@ -174,12 +199,18 @@ def check_disk(out: Path, needed_bytes: int) -> None:
 
 
 def describe(
-    config: ModelConfig, options: ExportOptions, tokenizer: TokenizerContract, out: Path, *, name: str
+    config: ModelConfig,
+    options: ExportOptions,
+    tokenizer: TokenizerContract,
+    out: Path,
+    *,
+    name: str,
+    spared: tuple[str, ...] = (),
 ) -> Manifest:
     return Manifest(
         name=name,
         vitrail=version("vitrail"),
-        vision=vision_contract(config, options),
+        vision=vision_contract(config, options, spared),
         decoder=decoder_contract(config, options),
         tokenizer=tokenizer,
         prompt=prompt_contract(config),
@@ -187,9 +218,12 @@ def describe(
     )
 
 
-def vision_contract(config: ModelConfig, options: ExportOptions) -> VisionContract:
+def vision_contract(
+    config: ModelConfig, options: ExportOptions, spared: tuple[str, ...] = ()
+) -> VisionContract:
     return VisionContract(
         precision=options.vision_precision,
+        spared=spared,
         dtype=options.vision_dtype,
         dialect=options.dialect,
         tile_size=config.tile_size,

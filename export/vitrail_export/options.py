@@ -37,7 +37,8 @@ class ExportOptions:
     """What to make of a checkpoint.
 
     precision of the language model; int8 and int4 are weight-only, with activations in `activations`; w8a8 multiplies in int8.
-    vision_precision: int8 for the encoder's matrix products, activations quantized as they come. dialect: `ort` for ONNX Runtime, `standard` for TensorRT.
+    vision_precision: int8 for the encoder's matrix products, activations quantized as they come; int8-static for the projector's,
+    too, activations by `calibration`. dialect: `ort` for ONNX Runtime, `standard` for TensorRT.
     quantizer: rtn rounds, gptq follows `calibration`, a directory of pictures. sensitive: what int4 and w8a8 keep weight-only in int8.
     prefill: w8a8 adds a graph that reads prompts. cache: of keys and values, int8 by `calibration` too. embeddings: of the table; None is int8 beside integer weights.
     Raises OptionError for what does not go together.
@@ -67,13 +68,18 @@ class ExportOptions:
             )
         if self.cache == "int8" and self.dialect == "standard":
             raise OptionError("an int8 KV cache is for dialect ort; leave it out for dialect standard")
-        if self.calibrated and self.calibration is None:
-            what = "quantizer gptq" if self.quantizer == "gptq" else "an int8 KV cache"
+        if (self.calibrated or self.fits_vision) and self.calibration is None:
+            what = "vision precision int8-static" if self.fits_vision else "an int8 KV cache"
+            what = "quantizer gptq" if self.quantizer == "gptq" else what
             raise OptionError(f"{what} is fitted to pictures; name a directory of them with --calibration")
 
     @property
     def calibrated(self) -> bool:
         return self.quantizer == "gptq" or self.cache == "int8"
+
+    @property
+    def fits_vision(self) -> bool:
+        return self.vision_precision == "int8-static"
 
     @property
     def bits(self) -> Bits | None:
@@ -97,10 +103,12 @@ class ExportOptions:
 
     @property
     def vision_form(self) -> Form:
-        """int8 multiplies in int8 on ONNX Runtime; TensorRT chooses its own precisions from float weights."""
-        if self.vision_precision == "int8" and self.dialect == "standard":
+        """int8 multiplies in int8 on ONNX Runtime; TensorRT chooses its own precisions from float weights. Of int8-static: before
+        it is fitted.
+        """
+        if self.vision_precision in ("int8", "int8-static") and self.dialect == "standard":
             raise OptionError(
-                "vision precision int8 is for dialect ort; export dialect standard with fp16 or fp32"
+                f"vision precision {self.vision_precision} is for dialect ort; export dialect standard with fp16 or fp32"
             )
         dtype = DTYPES[self.vision_dtype]
         return (

@@ -20,13 +20,15 @@ FLOAT = ir.DataType.FLOAT
 NARROW_SCALE = 2.0**-14
 """The smallest normal number of float16, in which engines hold scales."""
 ENDS = ("lowest", "highest")
+ONE_SIDED = 0.5
+"""The most that the shorter end of a range may be of the longer, for the range to count as of one sign."""
 
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """A quantized type of weights and the largest value it is used for; least: the smallest scale, of type `scales`.
+    """A quantized type and the largest value it is used for; least: the smallest scale, of type `scales` for weights.
 
-    shifted: activations are uint8 with a zero point, so that a range that is not even about zero is used to its ends.
+    shifted: activations that are mostly of one sign, as GELU gives them, are uint8 with a zero point.
     """
 
     dtype: ir.DataType
@@ -44,8 +46,22 @@ ENGINE_CODES: dict[EnginePrecision, Codes] = {
 CPU_CODES = Codes(ir.DataType.INT8, 127.0, per_channel=True, scales=np.float32, least=1e-20, shifted=True)
 
 
+class Spot(NamedTuple):
+    """An input that is quantized: the name of its product, or of a query or key of attention."""
+
+    name: str
+    node: ir.Node
+    place: int = 0
+
+    @property
+    def value(self) -> ir.Value:
+        found = self.node.inputs[self.place]
+        assert found is not None
+        return found
+
+
 class Range(NamedTuple):
-    """What a product's inputs reach, float32 [channels] each."""
+    """What a spot's value reaches, float32 [channels] each."""
 
     lowest: Array
     highest: Array
@@ -73,22 +89,32 @@ def name_of(product: ir.Node) -> str:
     return str(product.inputs[1].name).removesuffix(".weight")
 
 
+def spots(graph: ir.Graph) -> Iterator[Spot]:
+    """The inputs of products, and of ONNX Runtime's attention queries and keys."""
+    for node in graph:
+        if node.op_type == "MultiHeadAttention":
+            module = str(node.name).rpartition("/")[0].replace("/", ".")
+            yield Spot(f"{module}.query", node)
+            yield Spot(f"{module}.key", node, 1)
+    for product in products(graph):
+        yield Spot(name_of(product), product)
+
+
 def observe(model: ir.Model) -> list[str]:
-    """In place, a widened graph: its further outputs become the ends of the Range of each product's inputs [n, m, channels],
+    """In place, a widened graph: its further outputs become the ends of the Range of each spot's value [n, m, channels],
     in the order of the names returned.
     """
-    graph, found = model.graph, list(products(model.graph))
-    for product in found:
-        name = name_of(product)
+    graph, found = model.graph, list(spots(model.graph))
+    for spot in found:
         for kind, end in zip(("ReduceMin", "ReduceMax"), ENDS, strict=True):
-            axes = _constant(graph, f"{name}.{end}.axes", np.array([0, 1], np.int64))
-            node = ir.node(kind, [product.inputs[0], axes], {"keepdims": 0}, name=f"{name}/{end}")
+            axes = _constant(graph, f"{spot.name}.{end}.axes", np.array([0, 1], np.int64))
+            node = ir.node(kind, [spot.value, axes], {"keepdims": 0}, name=f"{spot.name}/{end}")
             graph.append(node)
             reached = node.outputs[0]
-            reached.name, reached.dtype = f"{name}.{end}", FLOAT
-            reached.shape = ir.Shape([product.inputs[1].shape[0]])
+            reached.name, reached.dtype = f"{spot.name}.{end}", FLOAT
+            reached.shape = ir.Shape([None])
             graph.outputs.append(reached)
-    return [name_of(product) for product in found]
+    return [spot.name for spot in found]
 
 
 def read_ranges(names: list[str], runs: list[list[Array]]) -> dict[str, Range]:
@@ -100,36 +126,34 @@ def read_ranges(names: list[str], runs: list[list[Array]]) -> dict[str, Range]:
 def quantize(
     model: ir.Model, ranges: Mapping[str, Range], codes: Codes, *, spared: Collection[str] = ()
 ) -> None:
-    """In place, a widened graph. ranges: by the products' names; spared: the names of those that stay in float."""
-    made: dict[tuple[ir.Value, float], ir.Value] = {}
-    for node in list(products(model.graph)):
-        name, source = name_of(node), node.inputs[0]
-        if name in spared:
+    """In place, a widened graph. ranges: by the spots' names; spared: the names of those that stay in float."""
+    for spot in list(spots(model.graph)):
+        if spot.name in spared:
             continue
-        scale, zero = step(ranges[name], codes)
-        if (source, float(scale)) not in made:  # several products of the same inputs
-            made[source, float(scale)] = _activation(model.graph, node, scale, zero)
-        node.replace_input_with(0, made[source, float(scale)])
-        node.replace_input_with(1, _weight(model.graph, node, codes))
+        scale, zero = step(ranges[spot.name], codes)
+        spot.node.replace_input_with(spot.place, _activation(model.graph, spot, scale, zero))
+        if spot.node.op_type == "MatMul":
+            spot.node.replace_input_with(1, _weight(model.graph, spot.node, codes))
 
 
 def step(reached: Range, codes: Codes) -> tuple[Array, Array]:
     """The scale and the zero point of activations."""
-    if not codes.shifted:
-        scale = max(float(reached.magnitude.max()) / codes.limit, codes.least)
-        return np.array(scale, np.float32), np.zeros((), codes.dtype.numpy())
     low, high = min(float(reached.lowest.min()), 0.0), max(float(reached.highest.max()), 0.0)
+    if not codes.shifted or min(-low, high) > ONE_SIDED * max(-low, high):
+        scale = max(-low, high) / codes.limit
+        return np.array(max(scale, codes.least), np.float32), np.zeros((), codes.dtype.numpy())
     scale = max((high - low) / 255, codes.least)
     return np.array(scale, np.float32), np.array(np.clip(np.rint(-low / scale), 0, 255), np.uint8)
 
 
-def _activation(graph: ir.Graph, node: ir.Node, scale: Array, zero: Array) -> ir.Value:
-    name = name_of(node)
-    held = _constant(graph, f"{name}.input_scale", scale)
-    middle = _constant(graph, f"{name}.input_zero", zero)
-    inputs, dtype = [node.inputs[0], held, middle], ir.DataType.from_numpy(zero.dtype)
-    quantized = _node(graph, node, "QuantizeLinear", inputs, dtype=dtype, name="quantize")
-    return _node(graph, node, "DequantizeLinear", [quantized, held, middle], dtype=FLOAT, name="dequantize")
+def _activation(graph: ir.Graph, spot: Spot, scale: Array, zero: Array) -> ir.Value:
+    node, name = spot.node, spot.name.rpartition(".")[2]
+    held = _constant(graph, f"{spot.name}.input_scale", scale)
+    middle = _constant(graph, f"{spot.name}.input_zero", zero)
+    inputs, dtype = [spot.value, held, middle], ir.DataType.from_numpy(zero.dtype)
+    quantized = _node(graph, node, "QuantizeLinear", inputs, dtype=dtype, name=f"{name}.quantize")
+    inputs = [quantized, held, middle]
+    return _node(graph, node, "DequantizeLinear", inputs, dtype=FLOAT, name=f"{name}.dequantize")
 
 
 def _weight(graph: ir.Graph, node: ir.Node, codes: Codes) -> ir.Value:

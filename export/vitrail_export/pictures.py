@@ -8,16 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrail.core import PromptOptions
+import numpy as np
+
+from vitrail.core import PromptOptions, Uint8
 from vitrail.errors import ImageError, OptionError
+from vitrail.images import open_image
 from vitrail.manifest import PromptContract
 from vitrail.prompt import render
+from vitrail.tiling import split
 from vitrail.tokenizer import Tokenizer
 from vitrail_export.checkpoint import Checkpoint
-from vitrail_export.reference import Reference
+from vitrail_export.config import ModelConfig
 from vitrail_export.weights import Float32
 
-MOST_TOKENS = 8192
+MOST_TOKENS, MOST_TILES = 8192, 32
 PICTURE_TOKENS = 1024
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 QUESTIONS = (
@@ -62,11 +66,39 @@ def picture_prompts(checkpoint: Checkpoint, directory: Path, asking: Asking) -> 
     ]
 
 
+def calibration_tiles(config: ModelConfig, directory: Path | None) -> Uint8:
+    """At most MOST_TILES tiles of a directory's pictures, spread over it and over each picture: uint8 [n, 3, S, S].
+
+    Raises OptionError for a directory without pictures and for a picture that cannot be read, which it names.
+    """
+    assert directory is not None
+    files = find_pictures(directory)
+    chosen = [files[at] for at in spread(len(files), MOST_TILES)]
+    each = max(1, MOST_TILES // len(chosen))
+    cut = [_tiles(file, config) for file in chosen]
+    return np.concatenate([tiles[spread(len(tiles), each)] for tiles in cut])
+
+
+def _tiles(file: Path, config: ModelConfig) -> Uint8:
+    try:
+        image = open_image(file)
+    except ImageError as error:
+        raise OptionError(f"a calibration picture cannot be read: {error}; remove it or mend it") from error
+    return split(image, max_tiles=config.max_tiles, tile_size=config.tile_size, thumbnail=config.thumbnail)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` places, evenly from the first to the last."""
+    return sorted({round(at) for at in np.linspace(0, count - 1, min(most, count))})
+
+
 def _most_tiles(checkpoint: Checkpoint) -> int:
     return max(1, min(checkpoint.config.max_tiles + 1, PICTURE_TOKENS // checkpoint.config.tokens_per_tile))
 
 
 def _prompt(checkpoint: Checkpoint, file: Path, asking: Asking, *, question: str) -> Float32:
+    from vitrail_export.reference import Reference  # noqa: PLC0415  torch is needed here only
+
     config, reference = checkpoint.config, Reference(checkpoint)
     asked, answer = _note(file)
     content = [{"type": "image", "image": file}, {"type": "text", "text": asked or question}]

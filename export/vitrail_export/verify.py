@@ -26,7 +26,7 @@ Report: TypeAlias = Callable[[str], None]
 
 VISUAL_TOKENS, TEXT_TOKENS = 16, 48
 FLOORS = {"float32": 0.99999, "float16": 0.999}
-VISION_FLOORS = {**FLOORS, "int8": 0.999}
+VISION_FLOORS = {**FLOORS, "int8": 0.999, "int8-static": 0.999}
 """Lowest cosine of each precision. A decoder's integer weights have none: what they cost depends on the checkpoint."""
 
 

@@ -20,7 +20,7 @@ Dialect = Literal["ort", "standard"]
 DType = Literal["float32", "float16"]
 Precision = Literal["float32", "float16", "int8", "w8a8", "int4"]
 Prefill = Literal["same", "w8a8"]
-VisionPrecision = Literal["float32", "float16", "int8"]
+VisionPrecision = Literal["float32", "float16", "int8", "int8-static"]
 CachePrecision = Literal["float", "int8"]
 TablePrecision = Literal["float", "int8", "int4"]
 Quantizer = Literal["rtn", "gptq"]
@@ -49,9 +49,12 @@ class Artifact(Record):
 class VisionContract(Record):
     """vision_encoder.onnx: `tiles` uint8 [n, 3, tile_size, tile_size] -> `features` [n, tokens_per_tile, feature_size].
     projector.onnx: `features` -> `embeds` [n, tokens_per_tile, hidden_size]. One dynamic axis, n. Both of `dtype`.
+    int8 quantizes activations as they come, over a whole run; int8-static by what calibration pictures caused, but for the
+    modules `spared`, such as vision.layers.23.mlp, whose products stay in float.
     """
 
     precision: VisionPrecision
+    spared: tuple[str, ...] = ()
     dtype: DType
     dialect: Dialect
     tile_size: int = Field(gt=0)

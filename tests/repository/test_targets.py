@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import REFERENCE
 from tests.repository.engines import MAX_TILES, with_engines
 from tests.runtime.engine_fakes import HostDriver
 from tritonclient.grpc import model_config_pb2 as pb
@@ -197,10 +198,11 @@ def test_a_damaged_engine_is_refused_before_anything_is_written(exported, tmp_pa
         write_repository(broken, tmp_path / "models", settings=ServingSettings(target="jetson"))
 
 
-def test_int8_vision_is_for_cpus(exported, tmp_path):
-    with pytest.raises(OptionError, match="export with --vision-precision fp16"):
+@pytest.mark.parametrize("precision", ["int8", "int8-static"])
+def test_int8_vision_is_for_cpus(exported, tmp_path, precision):
+    with pytest.raises(OptionError, match=f"{precision} is for CPUs; export with --vision-precision fp16"):
         write_repository(
-            exported("internvl2-tiny", vision_precision="int8"),
+            exported("internvl2-tiny", vision_precision=precision, calibration=REFERENCE / "images"),
             tmp_path / "models",
             settings=ServingSettings(target="cuda"),
         )

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime as ort
 import pytest
-from tests.conftest import case_messages, case_options, expected_cases
+from tests.conftest import REFERENCE, case_messages, case_options, expected_cases
 
 from vitrail.engine import Engine
 from vitrail.errors import OptionError
@@ -87,9 +87,26 @@ def test_the_language_model_stays_on_onnxruntime(exported):
 
 
 @needs_openvino
+def test_static_int8_runs_there_as_a_whole_and_as_on_onnxruntime(exported):
+    options = {"vision_precision": "int8-static", "calibration": REFERENCE / "images"}
+    directory = exported("internvl2-tiny", precision="float32", **options)
+    manifest, pictures = load_manifest(directory), tiles(load_manifest(directory))
+    session = open_vision(directory, manifest, OpenVino())
+    for each in session.sessions.values():
+        placed = each.get_provider_graph_assignment_info()
+        assert {found.ep_name for found in placed} == {openvino.OPENVINO}
+    own = open_vision(directory, manifest, Cpu()).see(pictures)
+    assert cosine(session.see(pictures), own) > 0.999
+    exact = open_vision(directory, manifest, OpenVino(precision="fp32")).see(pictures)
+    assert cosine(exact, own) > 0.9995
+
+
+@needs_openvino
 def test_int8_vision_is_refused(exported):
     directory = exported("internvl2-tiny", precision="float32", vision_precision="int8")
-    with pytest.raises(OptionError, match=r"no kernel for, DynamicQuantizeMatMul.*--vision-precision fp16"):
+    with pytest.raises(
+        OptionError, match=r"no kernel for, DynamicQuantizeMatMul.*--vision-precision fp16 or int8-static"
+    ):
         open_vision(directory, load_manifest(directory), OpenVino())
 
 

@@ -31,10 +31,11 @@ class VisionPrecisionName(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
     int8 = "int8"
+    static = "int8-static"
 
     @property
     def precision(self) -> VisionPrecision:
-        return {"fp32": "float32", "fp16": "float16", "int8": "int8"}[self.value]  # type: ignore[return-value]
+        return {"fp32": "float32", "fp16": "float16"}.get(self.value, self.value)  # type: ignore[return-value]
 
 
 class FloatPrecision(str, Enum):
@@ -93,7 +94,10 @@ def export(
         typer.Option(help="w8a8: prompts are read by a second copy of the weights, in int8 products."),
     ] = PrefillName.same,
     vision_precision: Annotated[
-        VisionPrecisionName, typer.Option(help="Of the vision encoder; int8 is fastest on a CPU.")
+        VisionPrecisionName,
+        typer.Option(
+            help="Of the vision encoder; int8-static, fitted to --calibration, is fastest on a CPU."
+        ),
     ] = VisionPrecisionName.fp32,
     activations: Annotated[
         FloatPrecision, typer.Option(help="Of activations and KV cache beside int8 and int4 weights.")
@@ -105,7 +109,7 @@ def export(
         QuantizerName, typer.Option(help="Of integer weights: rounded, or fitted to --calibration.")
     ] = QuantizerName.rtn,
     calibration: Annotated[
-        Path | None, typer.Option(help="Directory of pictures, for gptq and an int8 KV cache.")
+        Path | None, typer.Option(help="Directory of pictures, for int8-static, gptq and an int8 KV cache.")
     ] = None,
     sensitive: Annotated[
         str,
@@ -164,12 +168,18 @@ def export(
 
 def _hints(options: ExportOptions) -> list[str]:
     """What this processor could do better with, if it is to run the export."""
-    integers = options.precision in ("int8", "int4") and options.activations == "float32"
-    if options.dialect == "standard" or options.prefill_form is not None or not integers:
+    if options.dialect == "standard" or "amx_int8" not in cpu_features():
         return []
-    if "amx_int8" not in cpu_features():
-        return []
-    return ["hint: on this processor, which has AMX, --prefill w8a8 reads prompts several times faster"]
+    found = []
+    if (
+        options.precision in ("int8", "int4")
+        and options.activations == "float32"
+        and not options.prefill_form
+    ):
+        found.append("--prefill w8a8 reads prompts several times faster")
+    if not options.fits_vision:
+        found.append("--vision-precision int8-static --calibration PICTURES encodes pictures faster")
+    return [f"hint: on this processor, which has AMX, {each}" for each in found]
 
 
 @command(extra="verify")

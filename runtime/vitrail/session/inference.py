@@ -29,7 +29,7 @@ ON_HOST = frozenset(
 )  # of shapes, by which no tensor crosses the bus
 WANTED: dict[type, str] = {Cpu: CPU, OpenVino: OPENVINO, Cuda: CUDA}
 REMEDIES: dict[type, str] = {
-    OpenVino: "with --vision-precision fp16",
+    OpenVino: "with --vision-precision fp16 or int8-static",
     Cuda: "for a GPU: --vision-precision fp16, and --precision fp16 or --activations fp16",
 }
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})

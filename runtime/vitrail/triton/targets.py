@@ -74,9 +74,9 @@ def served_models(
 
 def _graph(manifest: Manifest, artifacts: Path, stage: Stage, *, tiles: int) -> Served:
     vision = manifest.vision
-    if vision.precision == "int8":
+    if vision.precision in ("int8", "int8-static"):
         raise OptionError(
-            "vision precision int8 is for CPUs; export with --vision-precision fp16 to serve on a GPU"
+            f"vision precision {vision.precision} is for CPUs; export with --vision-precision fp16 to serve on a GPU"
         )
     files = {_MODEL_FILES["onnxruntime"]: artifacts / manifest.artifacts[stage].path}
     weights = manifest.artifacts.get(f"{stage}.onnx.data")
