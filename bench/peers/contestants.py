@@ -54,7 +54,7 @@ class Ring:
         try:
             truth = self._truth()
         except WorkerError as error:
-            self.failures[TRUTH.name] = str(error)
+            tell(f"no accuracy, for want of the float32 reference: {error}")
             return {}
         found = {name: self._accuracy(name, truth) for name in list(self.workers)}
         return {name: each for name, each in found.items() if each}

@@ -48,8 +48,9 @@ def test_a_step_that_fills_its_block_stays_as_it_is():
 
 def test_a_long_prompt_is_split_and_keeps_its_places():
     embeds = np.arange(10, dtype=np.float32).reshape(1, 10, 1)
-    step = Step(3, embeds, np.array([5], np.int32), np.array([0, 4, 9]))
+    step = Step(3, embeds, np.array([5], np.int32), np.array([0, 4, 9]), is_prompt=True)
     parts = list(chunks(step, new_tokens=4))
+    assert all(part.is_prompt and part.first_slot == 3 for part in parts)
     assert [part.past_lengths.tolist() for part in parts] == [[5], [9], [13]]
     assert [part.logit_positions.tolist() for part in parts] == [[0], [0], [1]]
     np.testing.assert_array_equal(np.concatenate([part.inputs_embeds for part in parts], axis=1), embeds)

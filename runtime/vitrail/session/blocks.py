@@ -6,6 +6,7 @@ than two per slot. Rows of the block outside the step write one token where thei
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -65,7 +66,10 @@ def chunks(step: Step, *, new_tokens: int) -> Iterator[Step]:
     for start in range(0, total, new_tokens):
         part = step.inputs_embeds[:, start : start + new_tokens]
         inside = (step.logit_positions >= start) & (step.logit_positions < start + part.shape[1])
-        yield Step(step.first_slot, part, step.past_lengths + start, step.logit_positions[inside] - start)
+        positions = step.logit_positions[inside] - start
+        yield replace(
+            step, inputs_embeds=part, past_lengths=step.past_lengths + start, logit_positions=positions
+        )
 
 
 def distinct_rows(positions: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:

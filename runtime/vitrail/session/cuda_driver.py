@@ -82,7 +82,7 @@ class Driver(Protocol):
     gpu: Gpu
 
     def activate(self) -> None:
-        """Make this GPU the calling thread's own: first in every thread. A capture in another one is then none of its business."""
+        """Make this GPU the calling thread's own: first in every thread. It may then allocate while another one captures."""
         ...
 
     def memory_bytes(self) -> tuple[int, int]:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
-import subprocess
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import grpc
 import pytest
-from tritonclient.grpc import service_pb2_grpc
 
-from vitrail.client import TLS, Client
+from vitrail.client import Client
 from vitrail.client.connection import parse_url
 from vitrail.client.failure import Backoff, error_from_rpc, is_transient
 from vitrail.client.fake import ANSWER, CONTRACT, FakeServer, message
@@ -340,46 +336,6 @@ def test_a_wrong_address_is_refused_with_a_cure(url, words):
 def test_a_wrong_setting_is_refused(kind, settings, words):
     with pytest.raises(OptionError, match=words):
         kind("localhost", **settings)
-
-
-class SecureServer(FakeServer):
-    """The same behind TLS, with the certificate in `folder`."""
-
-    folder = None
-
-    def __enter__(self):
-        subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-        files = ["-keyout", "key.pem", "-out", "cert.pem"]
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *files, *subject]
-        subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
-        pair = [(self.folder / name).read_bytes() for name in ("key.pem", "cert.pem")]
-        self.server = grpc.server(ThreadPoolExecutor(4))
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
-        self.port = self.server.add_secure_port("localhost:0", grpc.ssl_server_credentials([pair]))
-        self.server.start()
-        return self
-
-
-@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
-def test_tls_works_with_the_right_authority_only(kind, tmp_path):
-    secure = SecureServer()
-    secure.folder = tmp_path
-    with secure as server:
-        url = f"grpcs://localhost:{server.port}"
-        with kind(url, tls=TLS(ca=tmp_path / "cert.pem")) as client:
-            assert client.chat("hi").text == "Hello there"
-        with kind(url, retries=0) as client, pytest.raises(ServerError, match="cannot be reached"):
-            client.chat("hi")
-        with kind(f"localhost:{server.port}", retries=0) as client, pytest.raises(ServerError):
-            client.chat("hi")
-
-
-def test_a_missing_tls_file_is_named():
-    with (
-        Client("localhost", tls=TLS(ca="/nowhere.pem")) as client,
-        pytest.raises(OptionError, match=r"/nowhere\.pem"),
-    ):
-        client.info()
 
 
 def test_shared_memory_is_refused_for_a_server_elsewhere():
