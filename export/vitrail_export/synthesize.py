@@ -101,6 +101,11 @@ def _cut(model: Published, layers: int | None) -> Published:
     if layers < 1:
         raise OptionError(f"layers is {layers}; give 1 or more, or leave it out for the published number")
     config = model.config
+    most = max(config.vision.layers, config.text.layers)
+    if layers > most:
+        raise OptionError(
+            f"layers is {layers}, the published model has {most}; give at most that, or leave it out"
+        )
     vision = dataclasses.replace(config.vision, layers=min(layers, config.vision.layers))
     text = dataclasses.replace(config.text, layers=min(layers, config.text.layers))
     return dataclasses.replace(model, config=dataclasses.replace(config, vision=vision, text=text))

@@ -215,6 +215,8 @@ def test_wrong_requests_are_refused(tmp_path):
         synthesize("gpt", tmp_path / "out")
     with pytest.raises(OptionError, match="layers is 0"):
         synthesize("internvl2-2b", tmp_path / "out", layers=0)
+    with pytest.raises(OptionError, match="layers is 25, the published model has 24; give at most that"):
+        synthesize("internvl2-2b", tmp_path / "out", layers=25)
     with pytest.raises(OptionError, match="seed is -1; give 0 or more"):
         synthesize("internvl2-2b", tmp_path / "out", seed=-1)
     with pytest.raises(OptionError, match="layout 'gguf' is unknown; supported: original, hf"):
