@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vitrail.plan.model import Target
 
 _PICTURES = Path("pictures")
-"""What an int8 KV cache would be fitted to; never opened."""
+"""What an int8 KV cache or static int8 would be fitted to; never opened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ def forms(target: Target, wanted: Wanted) -> list[ExportOptions]:
     usual = _on_cpu(openvino=wanted.openvino) if target == "cpu" else _on_gpu(target)
     chosen = _narrowed(usual, precision=wanted.precision, prefill=wanted.prefill)
     changed = _given(vision_precision=wanted.vision_precision, cache=wanted.cache)
-    if wanted.cache == "int8":
+    if wanted.cache == "int8" or wanted.vision_precision == "int8-static":
         changed["calibration"] = _PICTURES
     return list(dict.fromkeys(replace(form, **changed) for form in chosen))
 

@@ -20,6 +20,7 @@ from vitrail.plan.propose import propose
 from vitrail.plan.size import GIB, MIB, parse_size, show_size
 from vitrail.triton.repository import ServingSettings
 from vitrail.triton.server import Server
+from vitrail_export.forms import Wanted, forms
 from vitrail_export.options import ExportOptions
 from vitrail_export.sizes import find_source, sized
 
@@ -64,6 +65,20 @@ def test_a_checkpoint_s_plan_is_that_of_its_export(exported, precision):
         )  # the graph itself, and pages that are not full
     assert (planned.vision, planned.decoder) == (found.vision, found.decoder)
     assert (planned.positions, planned.tiles_per_picture) == (found.positions, found.tiles_per_picture)
+
+
+def test_a_plan_of_static_int8_is_that_of_its_export(exported):
+    options = {"vision_precision": "int8-static", "calibration": REFERENCE / "images"}
+    wanted = Wanted(precision="int4", vision_precision="int8-static")
+    (planned, *_) = [
+        sized(find_source(str(REFERENCE / "internvl3-tiny")), form) for form in forms("cpu", wanted)
+    ]
+    found = model_of(load_manifest(exported("internvl3-tiny", precision="int4", **options)))
+    assert planned.vision == found.vision
+    for stage in ("vision_encoder", "projector"):
+        size = planned.weights_bytes[stage]
+        assert size <= found.weights_bytes[stage] <= 1.3 * size
+    assert plan_memory(planned, LOAD, target="cpu").total_bytes > 0
 
 
 def test_an_mlp_is_as_wide_as_its_weights_tell(two_billion):
