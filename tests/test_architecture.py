@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 RUNTIME, EXPORT = ROOT / "runtime" / "vitrail", ROOT / "export" / "vitrail_export"
 
 LAYERS = [
-    {"core", "engine_files", "errors", "machine", "manifest", "providers", "rebuild"},
+    {"core", "digest", "engine_files", "errors", "machine", "manifest", "providers", "rebuild"},
     {
         "answer",
         "fair",
@@ -23,6 +23,7 @@ LAYERS = [
         "messages",
         "options",
         "pace",
+        "pictures",
         "prompt",
         "sample",
         "spans",
@@ -65,6 +66,7 @@ FOR_EXPORT = {
     "errors",
     "images",
     "manifest",
+    "pictures",
     "plan",
     "prompt",
     "providers",

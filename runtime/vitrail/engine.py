@@ -22,6 +22,7 @@ from vitrail.look import Seen, look
 from vitrail.machine import share_threads
 from vitrail.manifest import load_manifest
 from vitrail.options import read_options
+from vitrail.pictures import Pictures
 from vitrail.plan.check import check_load
 from vitrail.prompt import render
 from vitrail.providers import parse_provider
@@ -67,6 +68,7 @@ class Engine:
         self.manifest = manifest
         self._tokenizer = tokenizer
         self._vision = FeatureCache(vision, limit_bytes=feature_cache_bytes)
+        self._pictures = Pictures()
         self._vision_lock = threading.Lock()
         self._tiles_per_look = tiles_per_look
         self._decoder = decoder
@@ -195,6 +197,7 @@ class Engine:
             tile_size=vision.tile_size,
             tokens_per_tile=vision.tokens_per_tile,
             options=options,
+            cut=self._pictures.cut,
         )
         ids = self._tokenizer.encode(prompt.segments, vision.tokens_per_tile)
         return replace(prompt, token_ids=tuple(ids.tolist()))
@@ -215,8 +218,8 @@ class Engine:
     def _see(self, tiles: Uint8) -> Seen:
         """One thread after the other, since the session uses every core."""
         with self._vision_lock:
-            known = sum(self._vision.known(tiles))
-            return Seen(self._vision.see(tiles), known)
+            embeds, known = self._vision.see(tiles)
+        return Seen(embeds, int(known.sum()))
 
 
 class DeltaStream(Iterator[Delta]):

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vitrail.digest import digest
 from vitrail.errors import OptionError
 from vitrail.machine import check_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy.typing as npt
+
     from vitrail.core import Float, Uint8
     from vitrail.session import VisionSession
 
 DEFAULT_LIMIT_BYTES = 256 << 20
-KINDS = (b"features", b"embeds")
 
 
 def check_limit(limit_bytes: int) -> int:
@@ -29,9 +30,16 @@ def check_limit(limit_bytes: int) -> int:
     return limit_bytes
 
 
+class Recalled(NamedTuple):
+    """Of n tiles: features or embeds [n, ...], and which of them were known before, bool [n]."""
+
+    rows: Float
+    known: npt.NDArray[np.bool_]
+
+
 class FeatureCache:
-    """A VisionSession that remembers what tiles of the same content were encoded to, least recently used first out:
-    features where it is asked to encode, embeds where it is asked to see.
+    """What the tiles that a VisionSession is shown were encoded to, least recently used first out: features where it is
+    asked to encode, embeds where it is asked to see.
 
     limit_bytes bounds what is kept; 0 keeps none. Not for several threads at once.
     """
@@ -42,39 +50,30 @@ class FeatureCache:
         self._session = session
         self._features: OrderedDict[bytes, Float] = OrderedDict()
 
-    def encode(self, tiles: Uint8) -> Float:
-        """As the session's; equal tiles are encoded once, known ones not at all."""
-        return self._remember(b"features", self._session.encode, tiles)
+    def encode(self, tiles: Uint8) -> Recalled:
+        """The session's features; equal tiles are encoded once, known ones not at all."""
+        return self._recall(b"features", self._session.encode, tiles)
 
-    def see(self, tiles: Uint8) -> Float:
-        """As the session's, and as encode remembers."""
-        return self._remember(b"embeds", self._session.see, tiles)
+    def see(self, tiles: Uint8) -> Recalled:
+        """The session's embeds, as encode remembers features."""
+        return self._recall(b"embeds", self._session.see, tiles)
 
-    def _remember(self, kind: bytes, compute: Callable[[Uint8], Float], tiles: Uint8) -> Float:
+    def _recall(self, kind: bytes, compute: Callable[[Uint8], Float], tiles: Uint8) -> Recalled:
         if not self.limit_bytes or not len(tiles):
             self.misses += len(tiles)
-            return compute(tiles)
-        keys = [kind + tile_key(tile) for tile in tiles]
-        new = {key: place for place, key in enumerate(keys) if key not in self._features}
-        found = {key: self._features[key] for key in keys if key in self._features}
+            return Recalled(compute(tiles), np.zeros(len(tiles), np.bool_))
+        keys = [kind + digest(tile) for tile in tiles]
+        known = [key in self._features for key in keys]
+        new = {key: place for place, key in enumerate(keys) if not known[place]}
+        found = {key: self._features[key] for key in keys if key not in new}
         if new:
-            fresh = compute(tiles[list(new.values())])
+            fresh = compute(tiles if len(new) == len(tiles) else tiles[list(new.values())])
             found.update(zip(new, fresh, strict=True))
         self.misses += len(new)
         self.hits += len(keys) - len(new)
         for key in keys:
             self._keep(key, found[key])
-        return np.stack([found[key] for key in keys])
-
-    def project(self, features: Float) -> Float:
-        return self._session.project(features)
-
-    def known(self, tiles: Uint8) -> list[bool]:
-        """Which tiles need no encoding."""
-        if not self._features:
-            return [False] * len(tiles)
-        digests = map(tile_key, tiles)
-        return [any(kind + digest in self._features for kind in KINDS) for digest in digests]
+        return Recalled(np.stack([found[key] for key in keys]), np.array(known))
 
     def _keep(self, key: bytes, features: Float) -> None:
         if key not in self._features:
@@ -83,8 +82,3 @@ class FeatureCache:
         self._features.move_to_end(key)
         while self.size_bytes > self.limit_bytes:
             self.size_bytes -= self._features.popitem(last=False)[1].nbytes
-
-
-def tile_key(tile: Uint8) -> bytes:
-    """A digest of a tile's pixels: equal for equal tiles only, as far as anybody can tell."""
-    return blake2b(np.ascontiguousarray(tile).data, digest_size=16).digest()

@@ -7,11 +7,12 @@ first n keys have the same first n entries of the cache.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import blake2b
 from secrets import token_bytes
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
+
+from vitrail.digest import digest
 
 if TYPE_CHECKING:
     from vitrail.core import Float, Int32, Int64
@@ -145,5 +146,4 @@ def prompt_keys(token_ids: Int32, image_embeds: Float | None, image_context_id: 
 
 def _tile_key(tile: Float) -> int:
     """A negative number far enough below zero for every place of a tile."""
-    digest = blake2b(np.ascontiguousarray(tile).data, digest_size=8, key=_SECRET).digest()
-    return -(int.from_bytes(digest, "little") >> 2) - (1 << 32)
+    return -(int.from_bytes(digest(tile, key=_SECRET)[:8], "little") >> 2) - (1 << 32)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from vitrail.core import Control, ImageReport, Prompt, PromptOptions, Segment, Text, Visual
-from vitrail.images import ImageSource, open_image
 from vitrail.manifest import PromptContract
 from vitrail.messages import Messages, Role, read_messages
+from vitrail.pictures import Cut, Cutting, cut_picture
 from vitrail.templates import GROUNDING_MARKS, TEMPLATES
-from vitrail.tiling import choose_grid, split
 
 if TYPE_CHECKING:
     from vitrail.core import Uint8
+    from vitrail.images import ImageSource
 
 PLACEHOLDER = "<image>"
 # Pictures of one prompt that are opened and cut at once: Pillow lets go of the interpreter's lock for both. Each may
@@ -26,7 +26,7 @@ PLACEHOLDER = "<image>"
 PICTURES_AT_ONCE = 4
 
 Segments: TypeAlias = "tuple[Segment, ...]"
-Cut: TypeAlias = "tuple[Uint8, ImageReport]"
+CutPicture: TypeAlias = "Callable[[ImageSource, Cutting], Cut]"
 
 _MARK = re.compile("(" + "|".join(map(re.escape, GROUNDING_MARKS)) + ")")
 
@@ -38,36 +38,41 @@ def render(
     tile_size: int,
     tokens_per_tile: int,
     options: PromptOptions,
+    cut: CutPicture = cut_picture,
 ) -> Prompt:
-    """Open, cut and place every picture and write the prompt, which ends with the answer's opening.
+    """Open, cut and place every picture and write the prompt, which ends with the answer's opening. `cut` may know
+    pictures from before.
 
     A system message wins over options.system, that over the checkpoint's, that over the template's; "" leaves the
     system block empty, as in the reference. Raises InvalidInput, ImageError, OptionError.
     """
     conversation = read_messages(messages)
-    max_tiles = contract.max_tiles if options.max_tiles is None else options.max_tiles
-    thumbnail = contract.thumbnail if options.thumbnail is None else options.thumbnail
-
-    def cut(source: ImageSource) -> Cut:
-        image = open_image(source, rotate=options.rotate)
-        tiles = split(image, max_tiles=max_tiles, tile_size=tile_size, thumbnail=thumbnail)
-        grid = choose_grid(*image.size, max_tiles=max_tiles, tile_size=tile_size)
-        return tiles, ImageReport(*image.size, grid, len(tiles), len(tiles) * tokens_per_tile)
-
-    cut_pictures = iter(_in_parallel(cut, [source for turn in conversation.turns for source in turn.images]))
-    pictures = [list(islice(cut_pictures, len(turn.images))) for turn in conversation.turns]
+    how = Cutting(
+        max_tiles=contract.max_tiles if options.max_tiles is None else options.max_tiles,
+        tile_size=tile_size,
+        thumbnail=contract.thumbnail if options.thumbnail is None else options.thumbnail,
+        rotate=options.rotate,
+    )
+    sources = [source for turn in conversation.turns for source in turn.images]
+    cuts = _in_parallel(lambda source: cut(source, how), sources)
+    coming = iter(cuts)
     turns = [
-        (turn.role, turn_segments(turn.text, [len(tiles) for tiles, _ in shown]))
-        for turn, shown in zip(conversation.turns, pictures, strict=True)
+        (turn.role, turn_segments(turn.text, [len(next(coming).tiles) for _ in turn.images]))
+        for turn in conversation.turns
     ]
     system = options.system if conversation.system is None else conversation.system
     segments = template_segments(turns, contract=contract, system=system)
     return Prompt(
         segments=segments,
-        tiles=_joined([tiles for tiles, _ in chain(*pictures)], tile_size),
-        images=tuple(image for _, image in chain(*pictures)),
+        tiles=_joined([each.tiles for each in cuts], tile_size),
+        images=tuple(_report(each, tokens_per_tile) for each in cuts),
         text=prompt_text(segments, tokens_per_tile),
     )
+
+
+def _report(cut: Cut, tokens_per_tile: int) -> ImageReport:
+    tiles = len(cut.tiles)
+    return ImageReport(*cut.size, cut.grid, tiles, tiles * tokens_per_tile)
 
 
 def _in_parallel(cut: Callable[[ImageSource], Cut], sources: Sequence[ImageSource]) -> list[Cut]:

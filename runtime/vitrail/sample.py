@@ -11,7 +11,7 @@ from vitrail.core import TokenLogprob
 from vitrail.errors import ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vitrail.core import Float, GenerateOptions, Int64
 
@@ -29,6 +29,19 @@ class Draw(NamedTuple):
     top_p: float = 1.0
     min_p: float = 0.0
     uniform: float = 0.0
+
+
+def likeliest(logits: Float, draws: Sequence[Draw | None]) -> list[int | Float]:
+    """Of each row of logits [m, vocab] the likeliest id where its draw is greedy; the row itself elsewhere, and where it
+    is not finite.
+    """
+    ids = logits.argmax(axis=1)
+    greedy = np.array([draw is not None and draw.temperature == 0 for draw in draws], np.bool_)
+    found = greedy & np.isfinite(logits[np.arange(len(ids)), ids])
+    return [
+        token if is_found else row
+        for token, is_found, row in zip(ids.tolist(), found.tolist(), logits, strict=True)
+    ]
 
 
 class Sampler:

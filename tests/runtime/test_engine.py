@@ -267,6 +267,6 @@ def test_image_embeds_reach_their_places():
     with make(session) as engine:
         engine.chat(ask(), max_tokens=1)
         ids = np.array(engine.prompt(ask()).token_ids)
-        vision = engine._vision
+        vision = engine._vision._session
         expected = vision.project(vision.encode(engine.prompt(ask()).tiles)).reshape(-1, 8)
     assert np.allclose(session.cache[0, : len(ids)][ids == IMAGE_CONTEXT_ID], expected)

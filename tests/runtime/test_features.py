@@ -40,25 +40,26 @@ def cache(limit=100 * FEATURE_BYTES):
 def test_only_unknown_tiles_are_encoded_and_the_order_is_kept():
     session, cached = cache()
     cached.encode(tiles(1, 2, 3))
-    again = cached.encode(tiles(3, 9, 1))
+    again, known = cached.encode(tiles(3, 9, 1))
     assert session.runs == [3, 1]
+    assert known.tolist() == [True, False, True]
     np.testing.assert_array_equal(again, Counting().encode(tiles(3, 9, 1)))
     assert (cached.hits, cached.misses) == (2, 4)
 
 
 def test_what_is_seen_is_remembered_apart_from_what_is_encoded():
     session, cached = cache()
-    assert cached.known(tiles(1, 2)) == [False, False]
-    cached.see(tiles(1, 2))
-    assert cached.known(tiles(1, 3)) == [True, False]
-    np.testing.assert_array_equal(cached.see(tiles(2, 3)), Counting().see(tiles(2, 3)))
-    cached.encode(tiles(1))
+    assert cached.see(tiles(1, 2)).known.tolist() == [False, False]
+    embeds, known = cached.see(tiles(2, 3))
+    assert known.tolist() == [True, False]
+    np.testing.assert_array_equal(embeds, Counting().see(tiles(2, 3)))
+    assert not cached.encode(tiles(1)).known.any()
     assert session.runs == [2, 1, 1]
 
 
 def test_equal_tiles_of_one_call_are_encoded_once():
     session, cached = cache()
-    np.testing.assert_array_equal(cached.encode(tiles(5, 6, 5)), Counting().encode(tiles(5, 6, 5)))
+    np.testing.assert_array_equal(cached.encode(tiles(5, 6, 5)).rows, Counting().encode(tiles(5, 6, 5)))
     assert session.runs == [2]
 
 
@@ -76,24 +77,23 @@ def test_the_least_recently_used_goes_when_the_limit_is_reached():
     cached.encode(tiles(1, 2))
     cached.encode(tiles(1))
     cached.encode(tiles(3))
-    assert cached.known(tiles(1, 2, 3)) == [True, False, True]
     assert cached.size_bytes == 2 * FEATURE_BYTES
     assert session.runs == [2, 1]
+    assert cached.encode(tiles(1, 2, 3)).known.tolist() == [True, False, True]
 
 
 def test_a_request_larger_than_the_cache_is_answered_whole():
     _, cached = cache(limit=2 * FEATURE_BYTES)
     many = tiles(*range(6))
-    np.testing.assert_array_equal(cached.encode(many), Counting().encode(many))
+    np.testing.assert_array_equal(cached.encode(many).rows, Counting().encode(many))
     assert cached.size_bytes <= cached.limit_bytes
 
 
 def test_a_limit_of_zero_turns_it_off():
     session, cached = cache(limit=0)
     cached.encode(tiles(1))
-    cached.encode(tiles(1))
+    assert not cached.encode(tiles(1)).known[0]
     assert session.runs == [1, 1]
-    assert not cached.known(tiles(1))[0]
     assert (cached.hits, cached.misses) == (0, 2)
 
 

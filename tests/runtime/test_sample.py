@@ -11,7 +11,7 @@ from transformers.generation import logits_process as hf
 from vitrail.core import GenerateOptions
 from vitrail.errors import ServerError
 from vitrail.options import LOWEST_REPETITION_PENALTY
-from vitrail.sample import Sampler, log_probability, most_likely
+from vitrail.sample import Draw, Sampler, likeliest, log_probability, most_likely
 from vitrail.session.fake import FakeDecoder
 
 VOCAB = 1000
@@ -180,3 +180,16 @@ def test_an_error_with_a_name_is_the_request_s_own_and_logs_no_traceback(caplog)
     drain(decoder)
     assert "not finite" in str(sink.events[-1])
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_greedy_rows_of_a_step_are_found_at_once_and_others_keep_their_logits():
+    logits = np.stack([LOGITS, LOGITS, LOGITS, LOGITS])
+    logits[1, [30, 20]] = LOGITS.max() + 1  # a tie goes to the lowest id
+    logits[3, 7] = np.nan
+    found = likeliest(logits, [Draw(), Draw(), Draw(temperature=1.0), Draw()])
+    assert found[:2] == [int(LOGITS.argmax()), 20]
+    for row in (2, 3):
+        np.testing.assert_array_equal(found[row], logits[row])
+    (kept,) = likeliest(logits[:1], [None])
+    np.testing.assert_array_equal(kept, LOGITS)
+    assert likeliest(np.empty((0, VOCAB), np.float32), []) == []

@@ -20,6 +20,7 @@ from vitrail.core import GenerateOptions, Prompt
 from vitrail.errors import InvalidInput, OptionError, ServerError, VitrailError
 from vitrail.messages import read_messages
 from vitrail.options import MAX_DEADLINE_S, read_options
+from vitrail.pictures import Pictures
 from vitrail.prompt import render
 from vitrail.request import require_room
 
@@ -81,6 +82,7 @@ class Connection:
     _contract: Contract | None = field(init=False, default=None, repr=False)
     _live: dict[str, Any] = field(init=False, default_factory=dict, repr=False)
     _leftover: set[str] = field(init=False, default_factory=set, repr=False)
+    _pictures: Pictures = field(init=False, default_factory=Pictures, repr=False)
     _closed: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -151,6 +153,7 @@ class Connection:
             tile_size=contract.tile_size,
             tokens_per_tile=contract.tokens_per_tile,
             options=prompt_options,
+            cut=self._pictures.cut,
         )
         return prompt, generate_options
 

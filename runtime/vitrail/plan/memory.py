@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from vitrail.pictures import KEPT_BYTES
 from vitrail.plan.model import STAGES, Load, Model, Target
 from vitrail.plan.size import MIB
 
@@ -151,7 +152,7 @@ def _standard_scores(model: Model, load: Load, tokens: int) -> int:
 
 def _pictures(model: Model, load: Load, *, on_cpu: bool, server: bool) -> Iterator[Item]:
     """What is on its way between the models for one picture of the most tiles; what each slot's request holds, its embeds
-    and in one process also its pixels as they are cut; features that are kept of tiles that were seen.
+    and in one process also its pixels as they are cut; what is kept of tiles that were seen, features and in one process pixels.
     """
     tiles, tokens = model.tiles_per_picture, model.vision.tokens_per_tile
     element = 4 if model.vision.dtype == "float32" else 2
@@ -162,6 +163,8 @@ def _pictures(model: Model, load: Load, *, on_cpu: bool, server: bool) -> Iterat
     yield Item("pictures", "of each slot", load.slots * tiles * held)
     if load.feature_cache_bytes and (on_cpu or not server):  # Triton's own backends keep none
         yield Item("pictures", "feature cache", load.feature_cache_bytes)
+    if not server:  # a server's clients cut their own
+        yield Item("pictures", "kept cut", KEPT_BYTES)
     if not on_cpu:
         yield Item("pictures", "of a run", load.tiles_per_run * (pixels + features + embeds), "device")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from vitrail.sample import likeliest
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -59,7 +61,7 @@ class DecoderSession(Protocol):
 
 
 class OnHost:
-    """For sessions that draw no tokens: logits are sampled where they arrive."""
+    """For sessions whose logits arrive on the host: greedy tokens are found here, a step's at once."""
 
     reads_as_written = True
 
@@ -67,8 +69,7 @@ class OnHost:
         raise NotImplementedError
 
     def sample(self, step: Step, draws: Sequence[Draw | None]) -> Sequence[int | Float]:
-        del draws
-        return list(self.forward(step))
+        return likeliest(self.forward(step), draws)
 
 
 class VisionSession(Protocol):

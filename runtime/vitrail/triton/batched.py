@@ -13,6 +13,8 @@ import numpy.typing as npt
 from vitrail.errors import ServerError, VitrailError
 
 Array: TypeAlias = "npt.NDArray[Any]"
+# A model's outputs, each with a row for every row of its input.
+Outputs: TypeAlias = "tuple[Array, ...]"
 
 FAILED = "the vision model failed on this request; the server's log tells why"
 
@@ -20,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def run_batch(
-    arrays: Sequence[Array], *, check: Callable[[Array], None], run: Callable[[Array], Array]
-) -> list[Array | VitrailError]:
-    """`run` over the rows of all arrays at once: each array's own rows of the result, or its error.
+    arrays: Sequence[Array], *, check: Callable[[Array], None], run: Callable[[Array], Outputs]
+) -> list[Outputs | VitrailError]:
+    """`run` over the rows of all arrays at once: each array's own rows of the outputs, or its error.
 
     What `check` raises is its own array's error. Where the run fails, every array is run alone, so that only those
     that fail alone get an error.
@@ -41,15 +43,16 @@ def _fault(array: Array, check: Callable[[Array], None]) -> VitrailError | None:
     return None
 
 
-def _together(arrays: Sequence[Array], run: Callable[[Array], Array]) -> Sequence[Array | VitrailError]:
+def _together(arrays: Sequence[Array], run: Callable[[Array], Outputs]) -> Sequence[Outputs | VitrailError]:
     if len(arrays) > 1:
         joined = _attempt(np.concatenate(arrays), run)
         if not isinstance(joined, VitrailError):
-            return np.split(joined, list(accumulate(map(len, arrays)))[:-1])
+            places = list(accumulate(map(len, arrays)))[:-1]
+            return list(zip(*(np.split(output, places) for output in joined), strict=True))
     return [_attempt(array, run) for array in arrays]
 
 
-def _attempt(array: Array, run: Callable[[Array], Array]) -> Array | VitrailError:
+def _attempt(array: Array, run: Callable[[Array], Outputs]) -> Outputs | VitrailError:
     try:
         return run(array)
     except VitrailError as error:

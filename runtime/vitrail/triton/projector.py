@@ -10,6 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from vitrail.client.wire import FEATURES, IMAGE_EMBEDS, PROJECTOR
+from vitrail.core import Float
 from vitrail.session.open import open_vision
 from vitrail.triton.backend import loading, read_input, read_served, response
 from vitrail.triton.batched import run_batch
@@ -40,11 +41,14 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         features = [read_input(request, FEATURES) for request in requests]
         with self._work:
-            results = run_batch(features, check=self._check, run=self._session.project)
+            results = run_batch(features, check=self._check, run=self._project)
         return [
-            response(result, lambda embeds: {IMAGE_EMBEDS: embeds.astype(np.float32, copy=False)})
+            response(result, lambda outputs: {IMAGE_EMBEDS: outputs[0].astype(np.float32, copy=False)})
             for result in results
         ]
+
+    def _project(self, features: Float) -> tuple[Float]:
+        return (self._session.project(features),)
 
     def finalize(self) -> None:
         self._telemetry.close()

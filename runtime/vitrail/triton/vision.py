@@ -54,22 +54,22 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         started_s = time.time()
         tiles = [read_input(request, TILES) for request in requests]
-        reused = [self._session.known(each) for each in tiles]
         with self._work:
             results = run_batch(tiles, check=self._check, run=self._session.encode)
         self._telemetry.publish()
         return [
-            response(result, partial(_outputs, started_s=started_s, reused=known))
-            for result, known in zip(results, reused, strict=True)
+            response(result, lambda recalled: _outputs(*recalled, started_s=started_s)) for result in results
         ]
 
     def finalize(self) -> None:
         self._telemetry.close()
 
 
-def _outputs(features: Float, *, started_s: float, reused: Sequence[bool]) -> Mapping[str, npt.NDArray[Any]]:
+def _outputs(
+    features: Float, known: npt.NDArray[np.bool_], *, started_s: float
+) -> Mapping[str, npt.NDArray[Any]]:
     return {
         FEATURES: features.astype(np.float32, copy=False),
         VISION_STARTED: np.full((len(features), 1), started_s),
-        TILES_REUSED: np.array(reused, np.uint8)[:, None],
+        TILES_REUSED: known.astype(np.uint8)[:, None],
     }
