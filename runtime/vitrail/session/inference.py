@@ -95,17 +95,23 @@ def first_line(error: object) -> str:
     return str(error).strip().partition("\n")[0][:300]
 
 
-def run_options(graph: int) -> ort.RunOptions:
-    """graph: the CUDA graph that a run captures or replays, from 1; EAGER for a run without."""
+def run_options(graph: int = EAGER, *, release: bool = False) -> ort.RunOptions:
+    """graph: the CUDA graph that a run captures or replays, from 1; EAGER for a run without. release: give the memory of
+    a CPU's activations back at the end of the run. Else it is kept for the next, in pieces as its shapes came.
+    """
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph))
+    if release:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 
-def run_bound(session: ort.InferenceSession, binding: Any, stage: str, *, graph: int = EAGER) -> None:
+def run_bound(
+    session: ort.InferenceSession, binding: Any, stage: str, *, graph: int = EAGER, release: bool = False
+) -> None:
     """Run a session on bound tensors, to its end. Raises ServerError, with the cause where it is a known one."""
     try:
-        session.run_with_iobinding(binding, run_options(graph))
+        session.run_with_iobinding(binding, run_options(graph, release=release))
     except Exception as error:
         raise ServerError(f"{stage} failed: {cause_in(str(error)) or first_line(error)}") from error
 

@@ -21,7 +21,7 @@ from vitrail.session.contract import (
     check_vision,
     lengths,
 )
-from vitrail.session.inference import open_session, run_bound
+from vitrail.session.inference import open_session, run_bound, run_options
 from vitrail.session.table import open_table
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
@@ -64,7 +64,8 @@ class OrtVision(InSteps):
             width = width or session.get_outputs()[0].shape[2]
             return np.empty((0, self.contract.tokens_per_tile, width), DTYPES[self.contract.dtype])
         runs = range(0, count, self.tiles_per_run)
-        return np.concatenate([session.run(None, {name: batch[i : i + self.tiles_per_run]})[0] for i in runs])
+        parts = ({name: batch[i : i + self.tiles_per_run]} for i in runs)
+        return np.concatenate([session.run(None, part, run_options(release=True))[0] for part in parts])
 
 
 class OrtDecoder(OnHost):
@@ -124,7 +125,7 @@ class OrtDecoder(OnHost):
             binding.bind_cpu_input(name, array)
         binding.bind_output("logits", "cpu")
         self._bind_caches(binding, step.first_slot, batch)
-        run_bound(session, binding, "the decoder")
+        run_bound(session, binding, "the decoder", release=step.is_prompt)
         logits: Float = binding.get_outputs()[0].numpy()
         return logits
 
