@@ -189,6 +189,14 @@ def test_a_second_graph_and_an_int8_cache_are_counted():
     assert both["kv_cache_bytes"] * 4 == plain["kv_cache_bytes"]
 
 
+def test_openvino_holds_more_weights_and_fewer_activations():
+    source = find_source("internvl2-2b")
+    half = ExportOptions(vision_precision="float16")
+    here, there = (plan_memory(sized(source, half, openvino=on), LOAD).by_kind for on in (False, True))
+    assert there["weights"] - here["weights"] > 256 * MIB
+    assert there["activations"] < here["activations"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
