@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from string import ascii_lowercase
 from typing import NamedTuple
 
 import numpy as np
@@ -30,9 +31,9 @@ LEGIBLE_PX = 17
 IGNORED = -100
 # Characters of one visual token that are told apart by their order.
 ORDER = 3
-# Characters that are told of what stands before, of a row's key and of a column's head; and the number.
-BEFORE, KEY, HEAD, NUMBER = 2, 3, 2, 1
-KINDS = ORDER + BEFORE + KEY + HEAD + NUMBER
+# Characters that are told of what stands before, of a row's key and of a column's head; the number; the index.
+BEFORE, KEY, HEAD, NUMBER, INDEX = 2, 3, 2, 1, 1
+KINDS = ORDER + BEFORE + KEY + HEAD + NUMBER + INDEX
 # Visual tokens that each is told to look at: the first two of its row, and the first of its column's head.
 LINKS = 3
 UNLINKED = (IGNORED,) * LINKS
@@ -46,10 +47,11 @@ class Batch:
     `written`: what a perfect vision tower writes for the tiles, in AMPLITUDEs; `codes`: its shares of classes.
     names [t, 64, KINDS]: the tokens that spell the characters in each visual token's square from the left; the two
     that stand before them in their line, newest first, a line break where it begins; the first three of their row's
-    key and the first two of their column's head, line breaks where it is shorter; their number; IGNORED where none is.
+    key and the first two of their column's head, line breaks where it is shorter; their number; how many characters
+    of their line stand before the first of them; IGNORED where none is.
     looks [n, P]: where in the sequence the visual token of the character stands that is to be written next, or IGNORED.
     orders [n, P]: how many characters stand to the left of that one in the same square, at most ORDER - 1.
-    wanted [n, P, KINDS]: the names of that visual token from the key on.
+    wanted [n, P, KINDS]: the names of that visual token from the key on, with the character's own index.
     links [n, P, LINKS]: for each visual token where those stand that its row and its column begin with, and for each
     token of an answer where the question names these; or IGNORED.
     """
@@ -72,10 +74,13 @@ def image_context_id() -> int:
 
 
 class Spot(NamedTuple):
-    """Where a character is printed: its visual token, counted over all pictures, and its order in it from the left."""
+    """Where a character is printed: its visual token, counted over all pictures, its order in it from the left, and
+    how many characters of its line stand before it.
+    """
 
     square: int
     order: int
+    index: int = 0
 
 
 NOWHERE = Spot(IGNORED, 0)
@@ -120,6 +125,7 @@ def encode(scene: Scene) -> Encoded:
     for at, spot in enumerate(looks):
         if spot != NOWHERE:
             wanted[at, ORDER + BEFORE :] = names[spot.square, ORDER + BEFORE :]
+            wanted[at, -1] = index_name(spot.index)
     orders = [each.order for each in looks]
     linked = np.asarray(links)
     linked[places] = _absolute(np.concatenate([page_links(page) for page in scene.pages]), scene, places)
@@ -161,7 +167,7 @@ def printed_lines(scene: Scene) -> dict[str, list[Spot]]:
 
 def _run_spots(page: Page, run: Run, first: int) -> list[Spot]:
     spots = iter(_ordered(first + token_square(page, mark) for mark in run.marks))
-    return [NOWHERE if each == " " else next(spots) for each in run.pieces]
+    return [NOWHERE if each == " " else next(spots)._replace(index=at) for at, each in enumerate(run.pieces)]
 
 
 def _joined(row: list[tuple[Run, list[Spot]]]) -> tuple[str, list[Spot]]:
@@ -234,10 +240,10 @@ def page_names(page: Page) -> Int64:
         places = [at for at, each in enumerate(run.pieces) if each != " "]
         line = [end, end, *map(token_of, run.pieces)]
         spots = _ordered(token_square(page, mark) for mark in run.marks)
-        for at, (square, order) in zip(places, spots, strict=True):
+        for at, (square, order, _) in zip(places, spots, strict=True):
             squares[square, order] = line[at + 2]
             if order == 0:
-                squares[square, ORDER:] = line[at + 1], line[at], *tag_names(run.tag)
+                squares[square, ORDER:] = line[at + 1], line[at], *tag_names(run.tag), index_name(at)
                 if run.words == run.tag.key:
                     # Of its own beginning it has only seen so much.
                     squares[square, ORDER + BEFORE :][at + 1 : KEY] = IGNORED
@@ -262,6 +268,11 @@ def page_links(page: Page) -> Int64:
 def tag_names(tag: Tag) -> tuple[int, ...]:
     number = IGNORED if tag.number is None else token_of(str(min(tag.number, 9)))
     return *_first(tag.key, KEY), *_first(tag.head, HEAD), number
+
+
+def index_name(index: int) -> int:
+    """The letter that stands for an index; all from the last letter on share it."""
+    return token_of(ascii_lowercase[min(index, len(ascii_lowercase) - 1)])
 
 
 def _first(words: str | None, count: int) -> tuple[int, ...]:

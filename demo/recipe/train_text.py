@@ -22,7 +22,7 @@ from demo.recipe.vision import VisionModel
 TILES, PARTS = 20, 2
 NOISE, NAMED_SHARE, WANTED_SHARE, LOOKED_SHARE, LINKED_SHARE = 0.25, 0.5, 0.3, 0.5, 0.5
 # How far each kind of name rotates a state.
-SHIFTS = (0, 51, 102, 153, 204, 25, 76, 127, 178, 229, 240)
+SHIFTS = (0, 51, 102, 153, 204, 25, 76, 127, 178, 229, 240, 12)
 FIRST_STEPS = 1000
 MOST_TILES = 13
 
@@ -77,7 +77,7 @@ class Answers:
     named: cross entropy of each visual token's characters and of those before them, told where the token stands by
     its state before the watched layer. It teaches what the code means at once, for hundreds of characters in a step,
     so that only where to look is left to be found by answering.
-    wanted: the same at the places of answers: the key, the head and the number of the visual token to read next, so
+    wanted: the same at the places of answers: the key, the head, the number and the index of what to read next, so
     that it is found by what it is called.
     linked: cross entropy of the attention of each printed visual token, in three heads of the layer before, with the
     two where its row begins and the one where its column's head begins.
