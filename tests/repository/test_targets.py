@@ -208,6 +208,17 @@ def test_int8_vision_is_for_cpus(exported, tmp_path, precision):
         )
 
 
+@pytest.mark.parametrize("target", ["cuda", "tensorrt"])
+def test_int8_products_are_for_cpus(exported, tmp_path, target):
+    with pytest.raises(OptionError, match="w8a8 is for CPUs; export with --precision int4 or fp16"):
+        write_repository(
+            exported("internvl2-tiny", precision="w8a8"),
+            tmp_path / "models",
+            settings=ServingSettings(target=target),
+        )
+    assert not (tmp_path / "models").exists()
+
+
 def test_the_decoder_runs_on_its_engine_where_there_is_one(artifacts):
     manifest = load_manifest(artifacts)
     assert [default_provider(manifest, target) for target in ("cpu", *GPU_TARGETS)] == [

@@ -217,6 +217,20 @@ def test_an_export_is_planned_as_it_is(exported):
     assert "leave out --kv-cache, or name its checkpoint" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "w8a8"}, "precision w8a8 is for CPUs"),
+        ({"vision_precision": "int8"}, "int8 is for CPUs"),
+    ],
+)
+def test_no_gpu_is_planned_for_an_export_that_is_for_cpus(exported, options, words):
+    arguments = ["plan", str(exported("internvl2-tiny", **options)), "--memory", "8GiB"]
+    for target, code in (("cpu", 0), ("jetson", 2), ("cuda", 2)):
+        result = CliRunner().invoke(app, [*arguments, "--target", target])
+        assert (result.exit_code, words in result.stderr) == (code, code == 2), result.stderr
+
+
 def test_where_nothing_fits_the_command_fails_behind_its_table_and_says_what_would_do():
     arguments = ["internvl2-2b", "--target", "jetson", "--streams", 2]
     table, record = plan_of(*arguments, "--memory", "2GiB", exit_code=2)

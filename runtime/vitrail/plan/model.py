@@ -61,7 +61,11 @@ class Model:
 
 
 def model_of(manifest: Manifest, target: Target = "cpu", *, openvino: bool = False) -> Model:
-    """From an export, by the sizes of its files: of TensorRT's engines where the target runs these. openvino: as in Model."""
+    """From an export, by the sizes of its files: of TensorRT's engines where the target runs these. openvino: as in Model.
+
+    Raises OptionError for an export that the target cannot run.
+    """
+    check_target(manifest, target)
     sizes = {name: artifact.size_bytes for name, artifact in manifest.artifacts.items()}
     graphs = (*STAGES, *manifest.decoder.graphs[1:])
     weights: dict[str, int] = {name: sizes[name] + sizes.get(f"{name}.onnx.data", 0) for name in graphs}
@@ -78,6 +82,21 @@ def model_of(manifest: Manifest, target: Target = "cpu", *, openvino: bool = Fal
         tiles_per_picture=manifest.prompt.max_tiles + manifest.prompt.thumbnail,
         openvino=openvino,
     )
+
+
+def check_target(manifest: Manifest, target: Target) -> None:
+    """Raise OptionError for a form that only CPUs compute, where the target is a GPU and no engine takes its place."""
+    if target == "cpu":
+        return
+    engines = {each.stage for each in manifest.engines if each.builder == "tensorrt" and target != "cuda"}
+    if manifest.vision.precision in ("int8", "int8-static") and "vision_encoder" not in engines:
+        raise OptionError(
+            f"vision precision {manifest.vision.precision} is for CPUs; export with --vision-precision fp16 to serve on a GPU"
+        )
+    if manifest.decoder.precision == "w8a8" and "decoder" not in engines:
+        raise OptionError(
+            "precision w8a8 is for CPUs; export with --precision int4 or fp16 to serve on a GPU"
+        )
 
 
 def intermediate_size(decoder: DecoderContract, size_bytes: int) -> int:

@@ -13,6 +13,7 @@ from vitrail.client import wire
 from vitrail.engine_files import engine_file
 from vitrail.errors import ArtifactError, OptionError
 from vitrail.manifest import DType, EngineRecord, Manifest, Stage
+from vitrail.plan.model import check_target
 from vitrail.providers import Cpu, Cuda, Provider, TensorRt
 from vitrail.rebuild import engine_command
 from vitrail.triton.question import TILES_REUSED, VISION_STARTED
@@ -61,10 +62,12 @@ def served_models(
 
     gpu: the compute capability that engines are for, such as sm_86.
 
-    Raises ArtifactError for engines that are missing, damaged or not Triton's, OptionError for an ambiguous gpu.
+    Raises ArtifactError for engines that are missing, damaged or not Triton's, OptionError for an ambiguous gpu or an
+    export in a form that is for CPUs.
     """
     if target == "cpu":
         return ()
+    check_target(manifest, target)
     if target == "cuda":
         return tuple(
             _graph(manifest, artifacts, stage, tiles=max(tiles_per_run, _CUDA_TILES)) for stage in VISION
@@ -74,10 +77,6 @@ def served_models(
 
 def _graph(manifest: Manifest, artifacts: Path, stage: Stage, *, tiles: int) -> Served:
     vision = manifest.vision
-    if vision.precision in ("int8", "int8-static"):
-        raise OptionError(
-            f"vision precision {vision.precision} is for CPUs; export with --vision-precision fp16 to serve on a GPU"
-        )
     files = {_MODEL_FILES["onnxruntime"]: artifacts / manifest.artifacts[stage].path}
     weights = manifest.artifacts.get(f"{stage}.onnx.data")
     if weights is not None:
