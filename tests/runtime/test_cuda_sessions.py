@@ -54,7 +54,12 @@ def test_logits_on_the_device_are_those_on_the_host(exported, form, graphs):
 def graph_ids(monkeypatch):
     """The CUDA graph of every run since, in order."""
     ids, run_options = [], inference.run_options
-    monkeypatch.setattr(inference, "run_options", lambda graph: ids.append(graph) or run_options(graph))
+
+    def watched(graph, **options):
+        ids.append(graph)
+        return run_options(graph, **options)
+
+    monkeypatch.setattr(inference, "run_options", watched)
     return ids
 
 
