@@ -188,6 +188,8 @@ def test_characters_of_one_visual_token_are_told_apart_by_their_order():
     row = int(page.marks[0].y // 28)
     spelled = [_spelled(names[row, column, : ORDER + BEFORE]) for column in (1, 2, 3)]
     assert spelled == ["1M\n\n", "23M1", "432"]
+    assert _spelled(names[row, [1, 2, 3], -1]) == "ace"
+    assert _spelled(encode(scene).wanted[there, -1]) == "abcde"
 
 
 def _spelled(names):

@@ -177,7 +177,7 @@ def _hints(options: ExportOptions) -> list[str]:
         and not options.prefill_form
     ):
         found.append("--prefill w8a8 reads prompts several times faster")
-    if not options.fits_vision:
+    if options.vision_precision in ("float32", "float16"):
         found.append("--vision-precision int8-static --calibration PICTURES encodes pictures faster")
     return [f"hint: on this processor, which has AMX, {each}" for each in found]
 

@@ -28,10 +28,8 @@ _CPU_WEIGHTS = {"float32": 1.0, "float16": 2.4, "int8": 1.02, "int8-static": 1.0
 _OPENVINO_WEIGHTS = {"float16": 3.1}
 _OPENVINO_OTHER_WEIGHTS = 1.9
 _OPENVINO_BYTES = 35 * MIB
-_OPENVINO_ACTIVATIONS, _OPENVINO_SCRATCH_BYTES = (
-    0.45,
-    112 * MIB,
-)  # of what ONNX Runtime takes for the same tiles
+_OPENVINO_ACTIVATIONS = 0.45  # of what ONNX Runtime takes for the same tiles
+_OPENVINO_SCRATCH_BYTES = 112 * MIB
 _CPU_SESSION_BYTES = 8 * MIB
 _CPU_PROCESS_BYTES = 80 * MIB  # Python, numpy, onnxruntime, the tokenizer
 _CPU_STUB_BYTES = 95 * MIB  # the same inside the python backend, with its shared memory

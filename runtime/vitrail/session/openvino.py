@@ -45,8 +45,9 @@ def cpu_device(provider: OpenVino) -> Any:
     try:
         _register()
     except Exception as error:
+        cause = str(error).partition("\n")[0]
         raise OptionError(
-            f"provider {provider} cannot load OpenVINO's plugin ({str(error).splitlines()[0]}); install it anew with: "
+            f"provider {provider} cannot load OpenVINO's plugin ({cause}); install it anew with: "
             "pip install --force-reinstall 'vitrail[openvino]', or use cpu"
         ) from error
     for device in ort.get_ep_devices():
