@@ -281,6 +281,14 @@ def test_headers_travel_and_are_not_shown(kind):
     assert "secret" not in repr(Client("localhost", headers={"X-Key": "secret"}))
 
 
+def test_a_header_of_ours_ends_those_of_the_caller(kind):
+    """Triton reads the last one past its end."""
+    with FakeServer() as server, kind(server.url, headers={"traceparent": "00-1-2-01"}) as client:
+        client.info()
+    sent = [name for name in server.headers if name in {"traceparent", "x-client"}]
+    assert sent == ["traceparent", "x-client"]
+
+
 @pytest.mark.parametrize("headers", [{"a b": "c"}, {"grpc-timeout": "1"}, {"x": "new\nline"}])
 def test_a_header_that_http2_cannot_carry_is_refused(kind, headers):
     with pytest.raises(OptionError, match="header"):
