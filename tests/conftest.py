@@ -67,3 +67,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return out
 
     return export
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """tritonserver 2.51 at times ends by itself (its issue 8882): a test of a real one has a second try, which is told."""
+    for item in items:
+        if item.get_closest_marker("server"):
+            item.add_marker(pytest.mark.flaky(reruns=1))

@@ -64,7 +64,7 @@ def await_work(server, model):
     waiting = re.compile(rf'^nv_inference_pending_request_count{{model="{model}".*}} [1-9]', re.MULTILINE)
 
     def waits():
-        with urllib.request.urlopen(url, timeout=1) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             return waiting.search(response.read().decode())
 
     assert wait_until(waits, within_s=60, every_s=0.01)
@@ -133,7 +133,7 @@ def test_a_dead_server_is_started_again_and_health_tells_the_truth_meanwhile(ser
 
 def is_ok(url):
     try:
-        with urllib.request.urlopen(url, timeout=1) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             return response.status == 200
     except OSError:
         return False

@@ -112,7 +112,7 @@ def test_a_backlog_is_no_single_run_while_a_large_picture_runs_whole(server):
         return vision_batches(server) - before
 
     # A run is counted a moment after its answers.
-    assert wait_until(lambda: sum(runs().elements()) == len(pictures), within_s=2)
+    assert wait_until(lambda: sum(runs().elements()) == len(pictures), within_s=60)
     assert runs()[20] == 1
     assert max(size for size in runs() if size != 20) <= 16
 

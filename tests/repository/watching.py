@@ -3,6 +3,11 @@
 import re
 import urllib.request
 
+from tests.repository.raw import ask, text
+
+from vitrail.metrics import ERRORS
+from vitrail.triton.processes import wait_until
+
 LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>.*?)\})? (?P<value>\S+)$", re.MULTILINE)
 
 
@@ -11,7 +16,7 @@ class Scrape:
 
     def __init__(self, server):
         url = f"http://127.0.0.1:{server.options.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             self.text = response.read().decode()
         self.rows = [
             (row["name"], row["labels"] or "", float(row["value"])) for row in LINE.finditer(self.text)
@@ -33,3 +38,11 @@ class Scrape:
 def waiting(server, model):
     """Requests in the queue of a model."""
     return Scrape(server).value("nv_inference_pending_request_count", f'model="{model}"')
+
+
+def settled(server):
+    """The metrics port when nothing is left to be published of the requests that have ended: once a new one has come."""
+    before = Scrape(server)
+    assert ask(server.grpc_url, "decoder", text_input="hi", options=text("nonsense")).error
+    assert wait_until(lambda: Scrape(server)(ERRORS) > before(ERRORS), within_s=60)
+    return Scrape(server)
