@@ -3,7 +3,7 @@
     python bench/memory.py artifacts --slots 2 --context 2048
     python bench/memory.py artifacts --slots 4 --context 4096 --tiles 12 --serve
 
-Every slot gets a picture of its own, with its thumbnail, and text up to its last tokens. A server is `vitrail serve` with all
+Every slot gets a picture of its own, with its thumbnail, and text up to its last tokens; then two more questions come. A server is `vitrail serve` with all
 its processes; memory is the sum of proportional set sizes at its fullest moment. Prints a card, then one JSON line,
 which it also writes to bench/results/memory-MODEL-FORM-HOW.json.
 """
@@ -179,11 +179,11 @@ def free_port() -> int:
 
 
 def fill(asked: Any, load: Load, *, tiles: int, artifacts: Path) -> int:
-    """Ask a question for every slot at once; how many tokens the longest prompt had."""
+    """Ask a question for every slot at once, then two small ones beside what is cached; tokens of the longest prompt."""
     with ThreadPoolExecutor(load.slots) as pool:
         size = load_manifest(artifacts).vision.tile_size
 
-        def ask(slot: int, words: int) -> int:
+        def ask(slot: int, words: int, tiles: int = tiles) -> int:
             noise = np.random.default_rng(slot).integers(0, 255, (size, size * tiles, 3), np.uint8)
             content = [
                 {"type": "image", "image": Image.fromarray(noise)},
@@ -198,7 +198,9 @@ def fill(asked: Any, load: Load, *, tiles: int, artifacts: Path) -> int:
             return int(done.report.prompt_tokens)
 
         words = words_for(load, tiles=tiles, artifacts=artifacts)
-        return max(pool.map(ask, range(load.slots), [words] * load.slots))
+        tokens = max(pool.map(ask, range(load.slots), [words] * load.slots))
+        list(pool.map(ask, (load.slots, load.slots + 1), (1, 1), (1, 1)))
+        return tokens
 
 
 def words_for(load: Load, *, tiles: int, artifacts: Path) -> int:

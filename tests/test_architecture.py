@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 RUNTIME, EXPORT = ROOT / "runtime" / "vitrail", ROOT / "export" / "vitrail_export"
 
 LAYERS = [
-    {"core", "digest", "engine_files", "errors", "machine", "manifest", "providers", "rebuild"},
+    {"core", "digest", "engine_files", "errors", "machine", "manifest", "providers", "rebuild", "runs"},
     {
         "answer",
         "fair",

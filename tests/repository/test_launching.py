@@ -25,6 +25,7 @@ def flags(options):
         binary=Path("tritonserver"),
         backends=(),
         repository=Path("models"),
+        models=("decoder",),
         region_prefix="r",
         admin_key="k",
     )

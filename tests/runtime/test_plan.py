@@ -18,6 +18,7 @@ from vitrail.plan.memory import KINDS, plan_memory
 from vitrail.plan.model import TARGETS, Load, intermediate_size, model_of
 from vitrail.plan.propose import propose
 from vitrail.plan.size import GIB, MIB, parse_size, show_size
+from vitrail.runs import cpu_tiles_per_run
 from vitrail.triton.repository import ServingSettings
 from vitrail.triton.server import Server
 from vitrail_export.forms import Wanted, forms
@@ -108,8 +109,9 @@ def test_more_of_anything_takes_more(two_billion, target):
         return plan_memory(two_billion, replace(LOAD, **changed), target=target).total_bytes
 
     least = total()
-    for changed in ({"slots": 2}, {"context_tokens": 8192}, {"tiles_per_run": 13}, {"prefill_chunk": 1024}):
+    for changed in ({"slots": 2}, {"context_tokens": 8192}, {"prefill_chunk": 1024}):
         assert total(**changed) > least
+    assert (total(tiles_per_run=13) > least) == (target != "cpu")
 
 
 def test_a_jetson_counts_what_elsewhere_is_the_host_s(two_billion):
@@ -127,11 +129,12 @@ def test_kinds_add_up_to_the_total(two_billion):
 def test_the_best_setting_is_the_most_precise_that_fits(two_billion):
     larger = sized(find_source("internvl2-2b"), ExportOptions(precision="int8"))
     models = [larger, two_billion]
-    needs = [plan_memory(model, replace(LOAD, tiles_per_run=1)).total_bytes for model in models]
-    chosen = [propose(models, LOAD, target="cpu", memory_bytes=memory).plan for memory in needs]
+    least = replace(LOAD, tiles_per_run=1)
+    needs = [plan_memory(model, least, target="jetson").total_bytes for model in models]
+    chosen = [propose(models, LOAD, target="jetson", memory_bytes=memory).plan for memory in needs]
     assert [plan.model.decoder.precision for plan in chosen] == ["int8", "int4"]
-    assert chosen[0].load == replace(LOAD, tiles_per_run=1)
-    roomy = propose(models, LOAD, target="cpu", memory_bytes=64 * GIB)
+    assert chosen[0].load == least
+    roomy = propose(models, LOAD, target="jetson", memory_bytes=64 * GIB)
     assert roomy.plan.load.tiles_per_run == 13
     assert roomy.most_slots > 1
     assert roomy.most_context_tokens == two_billion.decoder.context_tokens
@@ -189,12 +192,29 @@ def test_a_second_graph_and_an_int8_cache_are_counted():
     assert both["kv_cache_bytes"] * 4 == plain["kv_cache_bytes"]
 
 
-def test_openvino_holds_more_weights_and_fewer_activations():
+def test_openvino_holds_more_weights_and_activations_of_more_tiles():
     source = find_source("internvl2-2b")
     half = ExportOptions(vision_precision="float16")
-    here, there = (plan_memory(sized(source, half, openvino=on), LOAD).by_kind for on in (False, True))
-    assert there["weights"] - here["weights"] > 256 * MIB
-    assert there["activations"] < here["activations"]
+    here, there = (sized(source, half, openvino=on) for on in (False, True))
+    assert (
+        plan_memory(there, LOAD).by_kind["weights"] - plan_memory(here, LOAD).by_kind["weights"] > 256 * MIB
+    )
+    grown = [
+        plan_memory(model, replace(LOAD, tiles_per_run=tiles)).by_kind["activations"]
+        for model in (here, there)
+        for tiles in (1, 13)
+    ]
+    assert grown[0] == grown[1]
+    assert grown[2] < grown[3]
+
+
+def test_a_cpu_gets_few_large_tiles_at_once_and_openvino_as_many_as_it_may(two_billion):
+    vision = two_billion.vision
+    assert [cpu_tiles_per_run(vision, 8, openvino=on) for on in (False, True)] == [1, 8]
+    dynamic = vision.model_copy(update={"precision": "int8"})
+    assert cpu_tiles_per_run(dynamic, 8, openvino=True) == 1
+    small = vision.model_copy(update={"tokens_per_tile": 64, "feature_size": 1024})
+    assert [cpu_tiles_per_run(small, most, openvino=False) for most in (8, 40)] == [8, 16]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from vitrail.pictures import KEPT_BYTES
 from vitrail.plan.model import STAGES, Load, Model, Target
 from vitrail.plan.size import MIB
+from vitrail.runs import cpu_tiles_per_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,7 +138,9 @@ def _activations(model: Model, load: Load, *, on_cpu: bool) -> Iterator[Item]:
     """
     place: Place = "host" if on_cpu else "device"
     vision_bytes = 4 if on_cpu or model.vision.dtype == "float32" else 2
-    tiles = 1 if model.vision.precision == "int8" and on_cpu else load.tiles_per_run
+    tiles = load.tiles_per_run
+    if on_cpu:
+        tiles = cpu_tiles_per_run(model.vision, tiles, openvino=model.openvino)
     stream = model.positions * model.vision_size
     scores = model.vision_heads * model.positions**2 if on_cpu else 0
     elements = tiles * (13 * stream + max(13 * stream, scores))

@@ -10,7 +10,8 @@ import numpy as np
 
 from vitrail.core import Float, Int32, Uint8
 from vitrail.manifest import Manifest
-from vitrail.providers import Cpu
+from vitrail.providers import Cpu, OpenVino
+from vitrail.runs import cpu_tiles_per_run
 from vitrail.session import InSteps, OnHost, Step
 from vitrail.session.contract import (
     STAGES,
@@ -21,7 +22,7 @@ from vitrail.session.contract import (
     check_vision,
     lengths,
 )
-from vitrail.session.inference import open_session, run_bound, run_options
+from vitrail.session.inference import open_session, run_bound
 from vitrail.session.table import open_table
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
@@ -41,8 +42,9 @@ class OrtVision(InSteps):
         optimize: bool = True,
     ) -> None:
         self.contract = manifest.vision
-        # Activations are quantized over a whole run: alone, a tile does not depend on its neighbours.
-        self.tiles_per_run = 1 if self.contract.precision == "int8" else tiles_per_run
+        self.tiles_per_run = cpu_tiles_per_run(
+            self.contract, tiles_per_run, openvino=isinstance(provider, OpenVino)
+        )
         self.sessions = {
             stage: open_session(directory / manifest.artifacts[stage].path, provider, optimize=optimize)
             for stage in stages
@@ -51,21 +53,25 @@ class OrtVision(InSteps):
 
     def encode(self, tiles: Uint8) -> Float:
         check_tiles(tiles, self.contract)
-        return self._run("vision_encoder", "tiles", tiles, width=self.contract.feature_size)
+        return self._run("vision_encoder", "tiles", tiles)
 
     def project(self, features: Float) -> Float:
         check_features(features, self.contract)
         typed = features.astype(DTYPES[self.contract.dtype], copy=False)
-        return self._run("projector", "features", typed, width=0)
+        return self._run("projector", "features", typed)
 
-    def _run(self, stage: str, name: str, batch: Any, *, width: int) -> Float:
-        session, count = self.sessions[stage], len(batch)
-        if count == 0:
-            width = width or session.get_outputs()[0].shape[2]
-            return np.empty((0, self.contract.tokens_per_tile, width), DTYPES[self.contract.dtype])
-        runs = range(0, count, self.tiles_per_run)
-        parts = ({name: batch[i : i + self.tiles_per_run]} for i in runs)
-        return np.concatenate([session.run(None, part, run_options(release=True))[0] for part in parts])
+    def _run(self, stage: str, name: str, batch: Any) -> Float:
+        """Results are written where they stay: in the arena they would keep a whole run's memory."""
+        session = self.sessions[stage]
+        (output,) = session.get_outputs()
+        rows = np.empty((len(batch), *output.shape[1:]), DTYPES[self.contract.dtype])
+        for first in range(0, len(batch), self.tiles_per_run):
+            part = slice(first, first + self.tiles_per_run)
+            binding = session.io_binding()
+            binding.bind_cpu_input(name, np.ascontiguousarray(batch[part]))
+            bind_rows(binding, output.name, rows[part])
+            run_bound(session, binding, stage, release=True)
+        return rows
 
 
 class OrtDecoder(OnHost):
@@ -123,15 +129,19 @@ class OrtDecoder(OnHost):
         binding = session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
-        binding.bind_output("logits", "cpu")
+        logits = np.empty((len(step.logit_positions), self.contract.vocab_size), np.float32)
+        bind_rows(binding, "logits", logits)
         self._bind_caches(binding, step.first_slot, batch)
         run_bound(session, binding, "the decoder", release=step.is_prompt)
-        logits: Float = binding.get_outputs()[0].numpy()
         return logits
 
     def _bind_caches(self, binding: Any, first: int, count: int) -> None:
         for name, cache in self.caches.items():
             rows = cache[first : first + count]
-            place = ("cpu", 0, cache.dtype, rows.shape, rows.ctypes.data)
-            binding.bind_input(f"past.{name}", *place)
-            binding.bind_output(f"present.{name}", *place)
+            binding.bind_input(f"past.{name}", "cpu", 0, cache.dtype, rows.shape, rows.ctypes.data)
+            bind_rows(binding, f"present.{name}", rows)
+
+
+def bind_rows(binding: Any, name: str, rows: Any) -> None:
+    """Have an output written into this array, in C order, of its shape."""
+    binding.bind_output(name, "cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)

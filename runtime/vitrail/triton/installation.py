@@ -17,6 +17,9 @@ from vitrail.errors import ServerError
 
 STUB = "triton_python_backend_stub"
 _BACKEND = re.compile(r'^backend: "(\w+)"', re.MULTILINE)
+# glibc gives arrays of so many bytes back when they are freed. By default it learns to keep ever larger ones, up to 32 MiB:
+# pictures on their way would stay in every process that they passed.
+_MALLOC_BYTES = {"MALLOC_MMAP_THRESHOLD_": 16 << 20, "MALLOC_TRIM_THRESHOLD_": 32 << 20}
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -111,6 +114,7 @@ def environment(installation: Installation, *, artifacts: Path) -> dict[str, str
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join([*_libraries(installation), *_inherited_libraries(inherited)]),
         "TOKENIZERS_PARALLELISM": "false",
+        **{name: inherited.get(name, str(size)) for name, size in _MALLOC_BYTES.items()},
         "VITRAIL_ARTIFACTS": str(artifacts),
     }
 

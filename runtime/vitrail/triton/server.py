@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-from vitrail.client.wire import DECODER, PROJECTOR, VISION_ENCODER, error_from_text
+from vitrail.client.wire import DECODER, VISION_ENCODER, error_from_text
 from vitrail.errors import ServerError
 from vitrail.manifest import load_manifest
 from vitrail.plan.check import check_load
@@ -33,19 +33,19 @@ from vitrail.triton.processes import (
     remove_shared_memory,
     wait_until,
 )
-from vitrail.triton.repository import MODELS, ServingSettings, shared_memory_shortage, write_repository
+from vitrail.triton.repository import ServingSettings, models_of, shared_memory_shortage, write_repository
 from vitrail.triton.workspace import Workspace, sweep
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Called with the models that are loaded, whenever there is one more, of all of MODELS.
+# Called with the models that are loaded, whenever there is one more.
 Progress: TypeAlias = Callable[[tuple[str, ...]], None]
 Compose: TypeAlias = Callable[..., object]
 
 logger = logging.getLogger(__name__)
 
-WATCHED = (VISION_ENCODER, PROJECTOR, DECODER)
+WATCHED = (VISION_ENCODER, DECODER)
 """Models of the python backend, each with a process of its own."""
 
 _UNLOAD_TIMEOUT_S = 10.0
@@ -167,6 +167,7 @@ class Server:
             binary=installation.binary,
             backends=backends,
             repository=workspace.repository,
+            models=models_of(self.settings.target),
             region_prefix=workspace.region_prefix,
             admin_key=self._admin_key,
         )
@@ -220,7 +221,7 @@ class Server:
         if not done:
             raise ServerError(
                 f"the server was not ready within {self.options.start_timeout_s:g} s "
-                f"(loaded: {', '.join(seen) or 'nothing'} of {', '.join(MODELS)}); allow it more time"
+                f"(loaded: {', '.join(seen) or 'nothing'} of {', '.join(models_of(self.settings.target))}); allow it more time"
             )
         return True
 

@@ -1,1 +1,0 @@
-from vitrail.triton.projector import TritonPythonModel  # noqa: F401
