@@ -14,7 +14,18 @@ ROOT = Path(__file__).parents[1]
 RUNTIME, EXPORT = ROOT / "runtime" / "vitrail", ROOT / "export" / "vitrail_export"
 
 LAYERS = [
-    {"core", "digest", "engine_files", "errors", "machine", "manifest", "providers", "rebuild", "runs"},
+    {
+        "core",
+        "digest",
+        "engine_files",
+        "errors",
+        "machine",
+        "manifest",
+        "pages",
+        "providers",
+        "rebuild",
+        "runs",
+    },
     {
         "answer",
         "fair",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vitrail.core import Float, Uint8
 
-DEFAULT_LIMIT_BYTES = 256 << 20
+DEFAULT_LIMIT_BYTES = 128 << 20
 
 
 def check_limit(limit_bytes: int) -> int:

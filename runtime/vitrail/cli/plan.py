@@ -49,7 +49,7 @@ def plan(
         int | None, typer.Option(help="Tiles that the vision encoder takes at once. [default: what fits]")
     ] = None,
     prefill_chunk: Annotated[int, typer.Option(help="Prompt tokens of one step.")] = 512,
-    feature_cache: Annotated[int, typer.Option(help="MiB of visual features that are kept.")] = 256,
+    feature_cache: Annotated[int, typer.Option(help="MiB of visual features that are kept.")] = 128,
     precision: Annotated[
         Precision | None, typer.Option(help="Of the language model's weights. [default: several]")
     ] = None,

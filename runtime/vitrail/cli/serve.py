@@ -51,7 +51,7 @@ def serve(
     deadline: Annotated[float, typer.Option(help="Seconds for a request that names none.")] = 600.0,
     feature_cache: Annotated[
         int, typer.Option(help="MiB of visual features kept of tiles that were seen; 0 for none.")
-    ] = 256,
+    ] = 128,
     prefix_cache: Annotated[
         bool, typer.Option(help="Use again what is still cached of a prompt's beginning.")
     ] = True,

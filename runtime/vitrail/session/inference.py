@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from vitrail.errors import ArtifactError, OptionError, ServerError
 from vitrail.machine import cpu_features
+from vitrail.pages import release_mapped
 from vitrail.providers import Cpu, Cuda, OpenVino
 from vitrail.session.cause import cause_in, driver_fault, library_fault
 from vitrail.session.openvino import OPENVINO, add_openvino
@@ -62,6 +63,7 @@ def open_session(
         )
     if wanted != CPU:
         _check_placement(session, graph, provider)
+    release_mapped(graph.with_name(f"{graph.name}.data"))
     return session
 
 

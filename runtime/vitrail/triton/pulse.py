@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrail.core import Float, Uint8
+from vitrail.pages import release_freed
 from vitrail.session import VisionSession
 
 # The folder for these files; unset, nobody is watching.
@@ -27,6 +28,7 @@ def keep_pulse(
     environment: Mapping[str, str], model: str, progress: Callable[[], int | None]
 ) -> Callable[[], None]:
     """Touch the model's file now and, from a thread, whenever it is idle or has made progress; the returned ends that.
+    A process that has become idle gives back what it freed.
 
     progress: None while there is nothing to do, else a number that grows with the work that is done.
     """
@@ -41,6 +43,8 @@ def keep_pulse(
             now = progress()
             if now is None or now != last:
                 file.touch()
+            if now is None and last is not None:
+                release_freed()
             last = now
 
     file.touch()
