@@ -3,7 +3,8 @@
     python -m bench.gpu                          # writes bench/results/DEVICE.json, ends with one JSON line
     python -m bench.gpu --device cpu --tiny      # tries every step out on a tiny model; says nothing about speed
 
-Weights are random, in the published configurations: the figures do not depend on them. Without a GPU nothing is
+Weights are random, in the published configurations: the figures do not depend on them. Another run of the same code on the
+same device measures what DEVICE.json lacks. Without a GPU nothing is
 measured, and the exit code is 0; it is 1 where a stage of vitrail failed, 2 where a package is missing.
 """
 
@@ -34,7 +35,6 @@ NEEDED = {
     "pydantic": "pydantic",
     "rich": "rich",
     "torch": "torch",
-    "transformers": "transformers",
     "onnxruntime": "onnxruntime-gpu",
     "onnx_ir": "onnx-ir",
     "onnxscript": "onnxscript",
@@ -138,6 +138,7 @@ def wanted(args: argparse.Namespace, work: Path) -> Wanted:
         out=args.out,
         plot=args.plot,
         compile=args.compile,
+        fresh=args.fresh,
         work=work,
         tests=json.loads(os.environ.get("VITRAIL_BENCH_TESTS", "null")),
     )
@@ -160,6 +161,7 @@ def arguments() -> argparse.Namespace:
         "--seconds", type=float, default=480, help="of the whole run; what does not fit is listed"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="directory of DEVICE.json and DEVICE.png")
+    parser.add_argument("--fresh", action="store_true", help="measure again what DEVICE.json has already")
     parser.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile, too"

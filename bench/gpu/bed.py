@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from bench.gpu.artifacts import write_artifacts
 from bench.gpu.contestants import Contestant, Torch, Vitrail
 from bench.gpu.device import Device
 from bench.gpu.figures import Figures, Size
 from bench.gpu.models import Sizes, Subject
-from bench.gpu.peer import TorchPeer
 from bench.gpu.plan import Outcome, reason
 from bench.gpu.roofline import Roofline, Work
-from bench.gpu.serving import answer_batch, answer_pictures, engine_of, first_token, pictures
+from bench.gpu.serving import answer_batch, answer_pictures, engine_of, pictures
 from bench.gpu.thread import OneThread
 from bench.gpu.timing import interleaved
 from bench.gpu.weights import RandomWeights
@@ -30,8 +31,18 @@ from vitrail.manifest import Manifest
 from vitrail.session.open import open_decoder, open_vision
 from vitrail.tokenizer import load_tokenizer
 
+if TYPE_CHECKING:
+    from bench.gpu.peer import TorchPeer
+
 VITRAIL, TORCH, COMPILED = "vitrail", "torch", "torch compiled"
 REQUESTS_AT_ONCE = 3
+PEER_ROUNDS = 3  # of whole answers
+
+Action = Callable[[Contestant], object]
+
+
+class Broken(Exception):
+    """A stage of vitrail has no figure; why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,115 +79,134 @@ class Bed:
         for name, array in found.items():
             if not np.isfinite(array.astype(np.float32)).all():
                 raise ArithmeticError(f"{name} of vitrail are not finite")
-        peers = (
-            {} if self.peer is None else {"vision": self.peer.see(pixels), "logits": self.peer.logits(ids)}
-        )
-        cosines = {
-            f"{name}_cosine": _cosine(found[name], each.float().cpu().numpy()) for name, each in peers.items()
-        }
-        self.bench.figures.add(self.subject, "parity", {"tokens": tokens}, VITRAIL, **cosines)
+        figures, size = self.bench.figures, {"tokens": tokens}
+        try:
+            cosines = {} if self.peer is None else self._cosines(self.peer, pixels, ids, found)
+        except Exception as error:  # noqa: BLE001 - the peer costs its own figures only
+            cosines = {}
+            figures.add(self.subject, "parity", size, TORCH, failure=reason(error))
+        figures.add(self.subject, "parity", size, VITRAIL, **cosines)
 
     def vision(self, tiles: int) -> None:
         pixels = self._tiles(tiles)
         floors = {name: self.load.vision_floor_ms(self.bench.roof, tiles) for name in (VITRAIL, TORCH)}
-        self._race("vision", {"tiles": tiles}, lambda who: lambda: who.see(pixels), floors)
+        self._race("vision", {"tiles": tiles}, lambda who: who.see(pixels), floors)
 
     def prefill(self, tokens: int) -> None:
         ids = self._ids(tokens)
         dense = Work(self.subject.config, self.load.dense_bytes)
         floors = {VITRAIL: self.load.prefill_floor_ms(self.bench.roof, tokens)}
         floors[TORCH] = dense.prefill_floor_ms(self.bench.roof, tokens)
-        self._race("prefill", {"tokens": tokens}, lambda who: lambda: who.prefill(ids), floors)
+        self._race("prefill", {"tokens": tokens}, lambda who: who.prefill(ids), floors)
 
     def decode(self, rows: int) -> None:
         steps, past = self.bench.sizes.steps, self.bench.sizes.past
-        ids, total = self._ids(past), steps * (self.bench.sizes.rounds + 1)
-        contestants = self._contestants()
-        for who in contestants.values():
-            who.begin(ids, rows=rows, steps=total)
+        cached = past + steps * (self.bench.sizes.rounds + 1) / 2
         dense = Work(self.subject.config, self.load.dense_bytes)
-        cached = past + total / 2
         floors = {VITRAIL: steps * self.load.decode_floor_ms(self.bench.roof, rows, cached)}
         floors[TORCH] = steps * dense.decode_floor_ms(self.bench.roof, rows, cached)
-        size: Size = {"rows": rows, "past": past, "steps": steps}
-        self._race("decode", size, lambda who: lambda: who.decode(steps), floors, contestants)
+        self._race_decode(rows, floors)
 
     def compiled(self) -> None:
         """torch.compile alone, on the largest vision run and single decode steps: compiling takes its time."""
-        if self.peer is None:
-            raise RuntimeError("torch is not here")
-        who = Torch(self.peer, compiled=True)
-        steps, past, tiles = self.bench.sizes.steps, self.bench.sizes.past, self.bench.sizes.tiles[0]
+        who: dict[str, Contestant] = {COMPILED: Torch(self._here(), compiled=True)}
+        tiles = self.bench.sizes.tiles[0]
         pixels = self._tiles(tiles)
-        self._race("vision", {"tiles": tiles}, lambda who: lambda: who.see(pixels), {}, {COMPILED: who})
-        who.begin(self._ids(past), rows=1, steps=steps * (self.bench.sizes.rounds + 1))
-        size: Size = {"rows": 1, "past": past, "steps": steps}
-        self._race("decode", size, lambda who: lambda: who.decode(steps), {}, {COMPILED: who})
-        who.end()
+        self._race("vision", {"tiles": tiles}, lambda who: who.see(pixels), {}, who)
+        self._race_decode(1, {}, who)
 
     def answers(self, asked: tuple[int, int]) -> None:
-        """(tiles, how many at once): pictures per second and time to the first token."""
+        """(tiles, how many at once): pictures per second and time to the first token; the peer's beside one at a time."""
         tiles, concurrency = asked
         requests = max(5, REQUESTS_AT_ONCE * concurrency) if self.bench.device.is_gpu else concurrency + 1
         found = answer_pictures(
             self.engine, tiles=tiles, concurrency=concurrency, requests=requests, sizes=self.bench.sizes
         )
-        size: Size = {
-            "tiles": tiles,
-            "concurrency": concurrency,
-            "answer_tokens": self.bench.sizes.answer_tokens,
-        }
-        self.bench.figures.add(self.subject, "answers", size, VITRAIL, **found)
+        self.bench.figures.add(self.subject, "answers", self._asked(asked), VITRAIL, **found)
+        if concurrency == 1 and self.peer is not None:
+            self._peer_answers(self.peer, asked, answer_tokens=1)
 
     def peer_answers(self, asked: tuple[int, int]) -> None:
-        """(tiles, rows): the peer's time to the first token, and its pictures per second in batches of `rows`."""
+        """(tiles, rows): the peer's pictures per second in batches of `rows`."""
+        self._peer_answers(self._here(), asked, answer_tokens=self.bench.sizes.answer_tokens)
+
+    def _peer_answers(self, peer: TorchPeer, asked: tuple[int, int], *, answer_tokens: int) -> None:
         tiles, rows = asked
-        if self.peer is None:
-            raise RuntimeError("torch is not here")
-        peer, engine, rounds = self.peer, self.engine, self.bench.sizes.rounds
-        asks = pictures(self.manifest, tiles=tiles, count=rows, sizes=self.bench.sizes)
-        new = self.bench.sizes.answer_tokens
-        actions = {
-            "first": lambda: first_token(peer, engine, asks[0]),
-            "batch": lambda: answer_batch(peer, engine, asks, answer_tokens=new),
-        }
-        found = interleaved(actions, rounds=min(3, rounds), synchronize=self.bench.device.synchronize)
-        for which, count in (("first", 1), ("batch", rows)):
-            size: Size = {"tiles": tiles, "concurrency": count, "answer_tokens": new}
-            series = found[which]
-            milliseconds = series.median_ms
-            values: dict[str, Any] = {"failure": series.failure} if milliseconds is None else {}
-            if milliseconds is not None and which == "first":
-                values["ttft_ms"] = milliseconds
-            elif milliseconds is not None:
-                values["images_per_s"] = 1e3 * rows / milliseconds
-            self.bench.figures.add(self.subject, "answers", size, TORCH, **values)
+
+        def answer() -> None:
+            asks = pictures(self.manifest, tiles=tiles, count=rows, sizes=self.bench.sizes)
+            answer_batch(peer, self.engine, asks, answer_tokens=answer_tokens)
+
+        rounds = min(PEER_ROUNDS, self.bench.sizes.rounds)
+        series = interleaved({TORCH: answer}, rounds=rounds, synchronize=self.bench.device.synchronize)[TORCH]
+        taken_ms = series.median_ms
+        values = {"failure": series.failure} if taken_ms is None else _answered(taken_ms, rows, answer_tokens)
+        self.bench.figures.add(self.subject, "answers", self._asked(asked), TORCH, **values)
 
     def drop(self) -> None:
         """Let go of everything that holds device memory, though somebody may still hold the bed."""
         del self.vitrail, self.engine, self.peer
 
+    def _here(self) -> TorchPeer:
+        if self.peer is None:
+            raise Broken("torch is not here")
+        return self.peer
+
     def _contestants(self) -> dict[str, Contestant]:
         contestants: dict[str, Contestant] = {VITRAIL: self.vitrail}
         return contestants if self.peer is None else {**contestants, TORCH: Torch(self.peer)}
+
+    def _cosines(
+        self, peer: TorchPeer, pixels: Uint8, ids: Int32, found: dict[str, Float]
+    ) -> dict[str, float]:
+        peers = {"vision": peer.see(pixels), "logits": peer.logits(ids)}
+        return {
+            f"{name}_cosine": _cosine(found[name], each.float().cpu().numpy()) for name, each in peers.items()
+        }
+
+    def _race_decode(
+        self, rows: int, floors: dict[str, float], contestants: dict[str, Contestant] | None = None
+    ) -> None:
+        steps, past = self.bench.sizes.steps, self.bench.sizes.past
+        ids, total = self._ids(past), steps * (self.bench.sizes.rounds + 1)
+
+        def begin(who: Contestant) -> None:
+            who.begin(ids, rows=rows, steps=total)
+            who.decode(steps)
+
+        size = {"rows": rows, "past": past, "steps": steps}
+        self._race("decode", size, lambda who: who.decode(steps), floors, contestants, warm_up=begin)
 
     def _race(
         self,
         stage: str,
         size: Size,
-        action: Callable[[Contestant], Callable[[], object]],
+        action: Action,
         floors: dict[str, float],
         contestants: dict[str, Contestant] | None = None,
+        *,
+        warm_up: Action | None = None,
     ) -> None:
+        """A row for each contestant. Raises Broken where vitrail fails, after the others."""
         contestants = contestants or self._contestants()
         found = interleaved(
-            {name: action(who) for name, who in contestants.items()},
+            {name: partial(action, who) for name, who in contestants.items()},
             rounds=self.bench.sizes.rounds,
             synchronize=self.bench.device.synchronize,
+            warm_ups={name: partial(warm_up or action, who) for name, who in contestants.items()},
         )
         self.bench.device.release()
+        failure = found[VITRAIL].failure if VITRAIL in found else None
         for name, series in found.items():
-            self.bench.figures.add_series(self.subject, stage, size, name, series, floor_ms=floors.get(name))
+            if name != VITRAIL or failure is None:
+                floor_ms = floors.get(name)
+                self.bench.figures.add_series(self.subject, stage, size, name, series, floor_ms=floor_ms)
+        if failure is not None:
+            raise Broken(failure)
+
+    def _asked(self, asked: tuple[int, int]) -> Size:
+        tiles, concurrency = asked
+        return {"tiles": tiles, "concurrency": concurrency, "answer_tokens": self.bench.sizes.answer_tokens}
 
     def _tiles(self, count: int) -> Uint8:
         side = self.manifest.vision.tile_size
@@ -184,6 +214,11 @@ class Bed:
 
     def _ids(self, count: int) -> Int32:
         return self.random.integers(0, self.manifest.decoder.vocab_size, count).astype(np.int32)
+
+
+def _answered(taken_ms: float, rows: int, tokens: int) -> dict[str, float]:
+    """One token is the time to the first; more are the pictures' rate."""
+    return {"ttft_ms": taken_ms} if tokens == 1 else {"images_per_s": 1e3 * rows / taken_ms}
 
 
 def _cosine(found: Float, expected: Float) -> float:
@@ -230,11 +265,14 @@ def _open(subject: Subject, bench: Bench, directory: Path, manifest: Manifest, s
 
 
 def _peer(subject: Subject, bench: Bench) -> TorchPeer | None:
-    """None where it does not fit: that costs its own figures only."""
-    device = bench.device
-    dtype = torch.float16 if device.is_gpu else torch.float32
+    """None where it cannot be had: that costs its own figures only."""
+    peer, failure, start_s = None, None, time.monotonic()
     try:
-        return TorchPeer(subject.config, RandomWeights(subject.config), device=device.kind, dtype=dtype)
-    except torch.OutOfMemoryError as error:
-        bench.figures.note(Outcome(f"{subject.title}: torch", failure=reason(error)))
-        return None
+        kind = importlib.import_module("bench.gpu.peer").TorchPeer
+        peer = kind(subject.config, RandomWeights(subject.config), device=bench.device.kind)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the peer's
+        failure = reason(error)
+    bench.device.release()
+    seconds = round(time.monotonic() - start_s, 1)
+    bench.figures.note(Outcome(f"{subject.title}: torch", seconds, failure=failure))
+    return peer

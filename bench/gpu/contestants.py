@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from bench.gpu.peer import TorchPeer
 from bench.gpu.thread import OneThread
 
 from vitrail.core import Float, Int32, Uint8
 from vitrail.sample import Draw
 from vitrail.session import DecoderSession, Step, VisionSession
+
+if TYPE_CHECKING:
+    from bench.gpu.peer import TorchPeer
 
 
 class Contestant(Protocol):
@@ -100,7 +101,7 @@ class Torch:
     def __init__(self, peer: TorchPeer, *, compiled: bool = False) -> None:
         self._peer = peer
         self._see = peer.compiled_see if compiled else peer.see
-        self._step: Any = peer.compiled_step if compiled else peer.step
+        self._step = peer.compiled_step if compiled else peer.step
         self._ids: Any = None
         self._cache: Any = None
 
@@ -116,11 +117,5 @@ class Torch:
         self._ids = self._peer.prefill(self._peer.embed(ids).expand(rows, -1, -1), self._cache)
 
     def decode(self, steps: int) -> object:
-        with torch.inference_mode():
-            for _ in range(steps):
-                self._ids = self._step(self._ids, self._cache).clone()
+        self._ids = self._peer.decode(self._ids, self._cache, steps=steps, step=self._step)
         return self._ids
-
-    def end(self) -> None:
-        """Give the cache back."""
-        self._ids = self._cache = None

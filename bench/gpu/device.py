@@ -6,6 +6,7 @@ import gc
 import os
 import re
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class Device:
             "device": self.name,
             "provider": str(self.provider),
             "torch": torch.__version__,
+            "transformers": installed("transformers"),
         }
         if self.is_gpu:
             properties = torch.cuda.get_device_properties(0)
@@ -72,3 +74,11 @@ class Device:
                 "device_memory_gib": round(properties.total_memory / 2**30, 1),
             }
         return found
+
+
+def installed(package: str) -> str | None:
+    """Its version; None where it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.goals import verdicts
 from bench.gpu.models import Subject
 from bench.gpu.plan import Outcome
 from bench.gpu.timing import Series
@@ -15,35 +17,41 @@ GIB = 2**30
 
 
 class Figures:
-    """Rows of a run. Every addition rewrites `path`, so that a run that is cut off keeps what it has."""
+    """Rows of a run, and of earlier runs in the same file. Every addition rewrites it, so that a run that is cut off keeps
+    what it has.
 
-    def __init__(self, path: Path, card: dict[str, Any]) -> None:
+    What `path` has is kept where its heading is the same: same device, versions, code and sizes. Rows say in which of
+    `runs` and when they were measured; a new one replaces what was measured at the same size.
+    """
+
+    def __init__(
+        self, path: Path, heading: dict[str, Any], run: dict[str, Any], *, fresh: bool = False
+    ) -> None:
         self.path = path
-        self.card: dict[str, Any] = {
-            **card,
-            "rows": [],
-            "memory": [],
-            "left_out": [],
-            "failures": [],
-            "seconds": {},
+        lists: dict[str, Any] = {
+            name: [] for name in ("goals", "runs", "rows", "memory", "left_out", "failures")
         }
+        self.card: dict[str, Any] = {**heading, **lists, "seconds": {}}
+        if not fresh:
+            self.card |= _of_before(path, heading)
+        self.run = run
+        self.card["runs"].append(run)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.card["rows"]
         return rows
 
+    def is_done(self, title: str) -> bool:
+        """Whether a stage ran to its end, in this run or before."""
+        broken = any(each["stage"] == title for each in self.card["failures"])
+        return title in self.card["seconds"] and not broken
+
     def add(self, subject: Subject, stage: str, size: Size, who: str, **values: Any) -> None:
         known = {name: _rounded(value) for name, value in values.items() if value is not None}
-        row = {
-            "model": subject.name,
-            "precision": subject.precision,
-            "stage": stage,
-            **size,
-            "who": who,
-            **known,
-        }
-        self.rows.append(row)
+        row = {**_names(subject), "stage": stage, **size, "who": who}
+        others = [each for each in self.rows if not row.items() <= each.items()]
+        self.card["rows"] = [*others, {**row, **known, **self._when()}]
         self.write()
 
     def add_series(
@@ -62,11 +70,13 @@ class Figures:
     def add_memory(self, subject: Subject, **sizes_bytes: int) -> None:
         """GiB of: the artifacts, opening the sessions, everything after measuring, what is left after closing."""
         found = {f"{name}_gib": round(size / GIB, 3) for name, size in sizes_bytes.items()}
-        self.card["memory"].append({"model": subject.name, "precision": subject.precision, **found})
+        self.card["memory"].append({**_names(subject), **found, **self._when()})
         self.write()
 
     def note(self, outcome: Outcome) -> None:
-        """How a stage went."""
+        """How a stage went, in place of how it went before."""
+        for name in ("left_out", "failures"):
+            self.card[name] = [each for each in self.card[name] if each["stage"] != outcome.title]
         if outcome.left_out is not None:
             self.card["left_out"].append({"stage": outcome.title, "why": outcome.left_out})
         else:
@@ -76,9 +86,28 @@ class Figures:
         self.write()
 
     def write(self) -> None:
+        self.card["goals"] = verdicts(self.rows)
         partial = self.path.with_name(self.path.name + ".partial")
         partial.write_text(json.dumps(self.card) + "\n", encoding="utf-8")
         partial.replace(self.path)
+
+    def _when(self) -> dict[str, Any]:
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return {"run": len(self.card["runs"]) - 1, "measured": now}
+
+
+def _of_before(path: Path, heading: dict[str, Any]) -> dict[str, Any]:
+    """The card at `path`; nothing where there is none, or one of something else."""
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    same = isinstance(card, dict) and json.loads(json.dumps(heading)).items() <= card.items()
+    return card if same else {}
+
+
+def _names(subject: Subject) -> dict[str, str]:
+    return {"model": subject.name, "precision": subject.precision}
 
 
 def _rates(stage: str, size: Size, milliseconds: float) -> dict[str, float]:

@@ -28,7 +28,7 @@ class Sizes:
     prefill: tuple[int, ...] = (2048, 3400)
     batches: tuple[int, ...] = (1, 8, 32)
     past: int = 2048
-    steps: int = 32
+    steps: int = 16
     picture_tiles: tuple[int, ...] = (13, 1)
     concurrency: tuple[int, ...] = (32, 8, 1)
     peer_batches: tuple[int, ...] = (8, 32)
@@ -58,7 +58,7 @@ TINY_SIZES = Sizes(
     steps=4,
     picture_tiles=(3, 1),
     concurrency=(3, 1),
-    peer_batches=(2, 2),
+    peer_batches=(3, 3),
     slots=3,
     context_tokens=320,
     answer_tokens=4,

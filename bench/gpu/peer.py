@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,17 @@ from vitrail_export.names import canonical, file_names, layout_table
 from vitrail_export.weights import blocks_of_rows
 
 Tensor = Any
+Step = Callable[[Any, StaticCache], Any]
 BLOCK_BYTES = 256 << 20
 
 
 class TorchPeer:
     """A model on one device. Ids and tiles come as numpy arrays; results stay on the device."""
 
-    def __init__(
-        self, config: ModelConfig, source: RandomWeights, *, device: str, dtype: torch.dtype
-    ) -> None:
-        self.device, self.dtype = torch.device(device), dtype
+    def __init__(self, config: ModelConfig, source: RandomWeights, *, device: str) -> None:
+        """In half precision; in float32 on a CPU."""
+        self.device, dtype = torch.device(device), torch.float32 if device == "cpu" else torch.float16
+        self.dtype = dtype
         with self.device:
             self.model: Any = InternVLForConditionalGeneration._from_config(  # noqa: SLF001 - as transformers loads
                 _config(config), dtype=dtype, attn_implementation="sdpa"
@@ -80,6 +82,22 @@ class TorchPeer:
         """One token of every row [B, 1] -> the next ones. For inference mode."""
         embeds = self._language.embed_tokens(ids)
         return self._next(self._language(inputs_embeds=embeds, past_key_values=cache, use_cache=True))
+
+    @torch.inference_mode()
+    def decode(self, ids: Tensor, cache: StaticCache, *, steps: int, step: Step | None = None) -> Tensor:
+        """So many tokens more for every row [B, 1] -> the last ones. step: the compiled one, where it is not `step`."""
+        for _ in range(steps):
+            ids = (step or self.step)(ids, cache).clone()
+        return ids
+
+    @torch.inference_mode()
+    def read(self, ids: Int32, tiles: Uint8, *, image_id: int, capacity: int) -> tuple[Tensor, StaticCache]:
+        """Prompts [B, P] with pictures where `image_id` stands -> the next ids [B, 1], and a cache of `capacity` tokens."""
+        embeds = self.embed(ids.reshape(-1))
+        places = torch.from_numpy(ids.reshape(-1) == image_id).to(self.device)
+        embeds[places] = self.see(tiles).reshape(-1, embeds.shape[-1]).to(embeds.dtype)
+        cache = self.cache(capacity)
+        return self.prefill(embeds.reshape(*ids.shape, -1), cache), cache
 
     @cached_property
     def compiled_step(self) -> Any:

@@ -1,7 +1,7 @@
 """What is measured in which order within a fixed time, and what is left out when it runs short. Pure but for the clock.
 
-Groups are opened in turn; within one, stages run in order. An essential stage runs whenever there is time for it alone;
-any other only where what the later groups' essential stages need is left over. Estimates are corrected by the pace so far.
+Groups are opened in turn; within one, stages run in order. A stage runs where it leaves time for every stage of a lower
+rank in later groups: rank 0 needs time for itself alone. Estimates are corrected by the pace so far.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Stage(Generic[T]):
-    """A measurement of an opened group, and the seconds that it is expected to take."""
+    """A measurement of an opened group, and the seconds that it is expected to take. The lowest rank is wanted most."""
 
     title: str
     seconds: float
     run: Callable[[T], None]
-    essential: bool = False
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Group(Generic[T]):
-    """Stages that share what `open` makes."""
+    """Stages, one or more, that share what `open` makes."""
 
     title: str
     open_seconds: float
     open: Callable[[], AbstractContextManager[T]]
     stages: tuple[Stage[T], ...]
 
-    @property
-    def essential_seconds(self) -> float:
-        return self.open_seconds + sum(stage.seconds for stage in self.stages if stage.essential)
+    def seconds_below(self, rank: int) -> float:
+        """For its stages of a lower rank; opening counts where there are any."""
+        found = [stage.seconds for stage in self.stages if stage.rank < rank]
+        return self.open_seconds + sum(found) if found else 0.0
 
 
 class Outcome(NamedTuple):
@@ -68,13 +69,13 @@ class Run(Generic[T]):
 
     def __call__(self) -> None:
         for index, group in enumerate(self._groups):
-            reserve_s = sum(later.essential_seconds for later in self._groups[index + 1 :])
-            if not self._fits(group.essential_seconds):
+            later, first = self._groups[index + 1 :], group.stages[0]
+            if self._fits(group.open_seconds + first.seconds, first.rank, later):
+                self._run(group, later)
+            else:
                 self._leave_out(group.stages, group.title)
-                continue
-            self._run(group, reserve_s)
 
-    def _run(self, group: Group[T], reserve_s: float) -> None:
+    def _run(self, group: Group[T], later: Sequence[Group[T]]) -> None:
         context = group.open()
         opened = self._timed(f"{group.title}: open", group.open_seconds, context.__enter__)
         if opened is None:
@@ -82,19 +83,19 @@ class Run(Generic[T]):
             return
         try:
             for stage in group.stages:
-                self._stage(group, stage, opened, reserve_s)
+                self._stage(group, stage, opened, later)
         finally:
             self._timed(f"{group.title}: close", 0.0, lambda: context.__exit__(None, None, None))
 
-    def _stage(self, group: Group[T], stage: Stage[T], value: T, reserve_s: float) -> None:
-        title = f"{group.title}: {stage.title}"
-        if self._fits(stage.seconds + (0.0 if stage.essential else reserve_s)):
-            self._timed(title, stage.seconds, lambda: stage.run(value))
+    def _stage(self, group: Group[T], stage: Stage[T], value: T, later: Sequence[Group[T]]) -> None:
+        if self._fits(stage.seconds, stage.rank, later):
+            self._timed(f"{group.title}: {stage.title}", stage.seconds, lambda: stage.run(value))
         else:
             self._leave_out((stage,), group.title)
 
-    def _fits(self, seconds: float) -> bool:
-        return self._clock() + self._pace * seconds <= self._end_s
+    def _fits(self, seconds: float, rank: int, later: Sequence[Group[T]]) -> bool:
+        reserve_s = sum(group.seconds_below(rank) for group in later)
+        return self._clock() + self._pace * (seconds + reserve_s) <= self._end_s
 
     @property
     def _pace(self) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from bench.gpu.goals import beside, title
+
 Row = dict[str, Any]
 
 STAGES = {
@@ -12,27 +14,26 @@ STAGES = {
     "prefill": ("tokens", "tokens_per_s", "tokens/s"),
     "decode": ("rows", "tokens_per_s", "tokens/s"),
 }
+ANSWERS = {"ttft_ms": "ms to the first token", "images_per_s": "images/s"}
 COLUMNS = ("model", "stage", "size", "vitrail", "torch", "compiled", "unit", "of the roofline")
+ANSWER_COLUMNS = ("model", "tiles", "at once", "vitrail", "torch", "unit")
 
 
 def card_text(card: dict[str, Any]) -> str:
-    """Tables of the stages and of whole answers, then memory and what there is no figure for."""
-    roof = card["roofline"]
+    """Tables of the stages and of whole answers, then memory, the goals, and what there is no figure for."""
+    rows = card["rows"]
     parts = [
-        f"{card['device']['device']}: {_number(roof.get('copy_gb_s'))} GB/s copied, {_number(roof.get('matrix_tflop_s'))} TFLOP/s",
-        table([COLUMNS, *_stage_lines(card["rows"])]),
-        table(
-            [
-                ("model", "tiles", "at once", "figure", "vitrail", "torch", "unit"),
-                *_answer_lines(card["rows"]),
-            ]
-        ),
+        "\n".join(_run_line(card, run) for run in card["runs"]),
+        table([COLUMNS, *_stage_lines(rows)]),
+        table([ANSWER_COLUMNS, *_answer_lines(rows)]),
         *(
             f"parity with torch, {_title(row)}: {_cosines(row)}"
-            for row in card["rows"]
-            if row["stage"] == "parity"
+            for row in rows
+            if row["stage"] == "parity" and row["who"] == "vitrail"
         ),
         *(f"memory, {_title(row)}: {_memory(row)}" for row in card["memory"]),
+        table([("verdict", "goal (for one H100)", "wanted", "found"), *map(_goal_line, card["goals"])]),
+        *(f"slower than torch: {each}" for each in card["goals"][-1]["slower"]),
         *(f"left out: {each['stage']}: {each['why']}" for each in card["left_out"]),
         *(f"FAILED: {each['stage']}: {each['why']}" for each in failures(card)),
     ]
@@ -42,7 +43,7 @@ def card_text(card: dict[str, Any]) -> str:
 def failures(card: dict[str, Any]) -> list[dict[str, str]]:
     """Stages that broke off, and contestants that failed within one."""
     within = [
-        {"stage": f"{_title(row)}: {row['stage']} {_size(row)}, {row['who']}", "why": row["failure"]}
+        {"stage": f"{title(row)}, {row['who']}", "why": row["failure"]}
         for row in card["rows"]
         if "failure" in row
     ]
@@ -54,52 +55,41 @@ def of_vitrail(failure: dict[str, str]) -> bool:
     return "torch" not in failure["stage"]
 
 
+def _run_line(card: dict[str, Any], run: dict[str, Any]) -> str:
+    roof = run.get("roofline", {})
+    rates = f"{_number(roof.get('copy_gb_s'))} GB/s copied, {_number(roof.get('matrix_tflop_s'))} TFLOP/s"
+    return f"{card['device']['device']}, {run['started']}: {rates}"
+
+
+def _goal_line(goal: dict[str, Any]) -> tuple[str, ...]:
+    return goal["verdict"], goal["goal"], goal["wanted"], _number(goal["found"])
+
+
 def _stage_lines(rows: list[Row]) -> Iterator[tuple[str, ...]]:
     for row in rows:
-        if row["who"] != "vitrail" or row["stage"] not in STAGES or "failure" in row:
+        if row["who"] != "vitrail" or row["stage"] not in STAGES:
             continue
         size, figure, unit = STAGES[row["stage"]]
-        peers = [_found(rows, row, size, who).get(figure) for who in ("torch", "torch compiled")]
+        peers = [beside(rows, row, who).get(figure) for who in ("torch", "torch compiled")]
         cells = [_number(value) for value in (row[figure], *peers)]
         share = f"{row['roofline_share']:.0%}" if "roofline_share" in row else ""
         yield (_title(row), row["stage"], f"{row[size]} {size}", *cells, unit, share)
 
 
 def _answer_lines(rows: list[Row]) -> Iterator[tuple[str, ...]]:
+    """Pictures per second at every concurrency; time to the first token where nobody waits for others."""
     for row in rows:
-        if row["who"] != "vitrail" or row["stage"] != "answers" or "failure" in row:
+        if row["who"] != "vitrail" or row["stage"] != "answers":
             continue
-        alone = row["concurrency"] == 1
-        figure, unit = ("ttft_ms", "ms to the first token") if alone else ("images_per_s", "images/s")
-        peer = next(
-            (
-                each[figure]
-                for each in rows
-                if _same(each, row, "tiles") and each["who"] == "torch" and figure in each
-            ),
-            None,
-        )
-        cells = (_number(row[figure]), _number(peer))
-        yield (_title(row), str(row["tiles"]), str(row["concurrency"]), figure, *cells, unit)
-
-
-def _found(rows: list[Row], row: Row, size: str, who: str) -> Row:
-    return next((each for each in rows if _same(each, row, size) and each["who"] == who), {})
-
-
-def _same(each: Row, row: Row, size: str) -> bool:
-    """The same model and stage; the peer is the same at every precision of ours."""
-    return all(each.get(name) == row[name] for name in ("model", "stage", size))
+        peer = beside(rows, row, "torch")
+        for figure, unit in ANSWERS.items():
+            if figure != "ttft_ms" or row["concurrency"] == 1:
+                cells = (_number(row[figure]), _number(peer.get(figure)))
+                yield (_title(row), str(row["tiles"]), str(row["concurrency"]), *cells, unit)
 
 
 def _title(row: Row) -> str:
     return f"{row['model']} {row['precision']}"
-
-
-def _size(row: Row) -> str:
-    return ", ".join(
-        f"{row[name]} {name}" for name in ("tiles", "tokens", "rows", "concurrency") if name in row
-    )
 
 
 def _cosines(row: Row) -> str:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from bench.gpu.models import Sizes
-from bench.gpu.peer import TorchPeer
 
 from vitrail.benchmark.load import Load
 from vitrail.benchmark.report import metric_fields
 from vitrail.benchmark.sweep import run_sweep
 from vitrail.benchmark.target import Target
 from vitrail.benchmark.workload import Ask, Tiling, Workload, ask, questions, shapes
-from vitrail.core import Prompt
 from vitrail.decoder import Decoder, Settings
 from vitrail.engine import Engine
 from vitrail.errors import ServerError
 from vitrail.manifest import Manifest
 from vitrail.session import DecoderSession, VisionSession
 from vitrail.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from bench.gpu.peer import TorchPeer
 
 TIMEOUT_S = 120.0
 WORDS = 4
@@ -90,35 +90,14 @@ def _tiling(manifest: Manifest) -> Tiling:
     return Tiling(manifest.vision.tile_size, manifest.prompt.max_tiles, manifest.prompt.thumbnail)
 
 
-def first_token(peer: TorchPeer, engine: Engine, asked: Ask) -> None:
-    """The peer's first token for one question: vitrail opens and cuts the picture, for both alike."""
-    ids, _ = _begin(peer, [_prompt(engine, asked)], engine.manifest, answer_tokens=1)
-    ids.cpu()
-
-
 def answer_batch(peer: TorchPeer, engine: Engine, asks: list[Ask], *, answer_tokens: int) -> None:
-    """The peer's whole answers to as many questions as one batch, prompts cut to the shortest."""
-    prompts = [_prompt(engine, each) for each in asks]
-    ids, cache = _begin(peer, prompts, engine.manifest, answer_tokens=answer_tokens)
-    with torch.inference_mode():
-        for _ in range(answer_tokens - 1):
-            ids = peer.step(ids, cache)
-    ids.cpu()
-
-
-def _prompt(engine: Engine, asked: Ask) -> Prompt:
-    return engine.prompt(asked.messages, max_tiles=asked.options["max_tiles"])
-
-
-@torch.inference_mode()
-def _begin(
-    peer: TorchPeer, prompts: list[Prompt], manifest: Manifest, *, answer_tokens: int
-) -> tuple[Any, Any]:
+    """The peer's whole answers to as many questions as one batch, prompts cut to the shortest. vitrail opens and cuts the
+    pictures, for both alike.
+    """
+    prompts = [engine.prompt(each.messages, max_tiles=each.options["max_tiles"]) for each in asks]
     length = min(len(prompt.token_ids) for prompt in prompts)
     ids = np.array([prompt.token_ids[:length] for prompt in prompts], np.int32)
-    embeds = peer.embed(ids.reshape(-1))
-    places = torch.from_numpy(ids.reshape(-1) == manifest.tokenizer.image_context_id).to(embeds.device)
-    seen = peer.see(np.concatenate([prompt.tiles for prompt in prompts]))
-    embeds[places] = seen.reshape(-1, embeds.shape[-1]).to(embeds.dtype)
-    cache = peer.cache(length + answer_tokens - 1)
-    return peer.prefill(embeds.reshape(len(prompts), length, -1), cache), cache
+    tiles = np.concatenate([prompt.tiles for prompt in prompts])
+    image_id = engine.manifest.tokenizer.image_context_id
+    first, cache = peer.read(ids, tiles, image_id=image_id, capacity=length + answer_tokens - 1)
+    peer.decode(first, cache, steps=answer_tokens - 1).cpu()

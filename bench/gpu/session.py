@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from functools import partial
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-from bench.gpu.bed import Bed, Bench, open_bed
+import bench.gpu
+from bench.gpu.bed import Bench
 from bench.gpu.device import Device
 from bench.gpu.figures import Figures
 from bench.gpu.models import TINY, TINY_SIZES, Precision, Sizes, Subject
-from bench.gpu.plan import Group, Run, Stage
+from bench.gpu.plan import Run
 from bench.gpu.report import card_text, failures, of_vitrail
 from bench.gpu.roofline import measure_roofline
+from bench.gpu.stages import groups_of
 
+import vitrail
+import vitrail_export
 from vitrail.benchmark.device import device_fields
 from vitrail.errors import OptionError, VitrailError
 from vitrail.providers import parse_provider
@@ -25,7 +28,6 @@ from vitrail_export.published import PUBLISHED
 
 __all__ = ["VitrailError", "Wanted", "card_text", "failed", "run"]
 
-# The first group of a model also measures the peer: PyTorch is the same for all of our precisions.
 MODELS = ("internvl2-2b:fp16", "internvl3-8b:fp16", "internvl3-8b:int4", "internvl2-2b:int4")
 
 
@@ -34,7 +36,8 @@ class Wanted:
     """What to measure.
 
     provider: as `vitrail.providers` reads it, None for the device's own; models: NAME:PRECISION, None for all; slots: rows of
-    KV cache, None for 32; seconds: of the whole run; out: a directory; tests: how the GPU tests went before.
+    KV cache, None for 32; seconds: of the whole run; out: a directory; fresh: measure again what its file has; tests: how
+    the GPU tests went before.
     """
 
     device: str
@@ -46,6 +49,7 @@ class Wanted:
     out: Path
     plot: bool
     compile: bool
+    fresh: bool
     work: Path
     tests: dict[str, Any] | None = None
 
@@ -58,16 +62,15 @@ def run(wanted: Wanted) -> dict[str, Any]:
     sizes = sizes.within(wanted.slots) if wanted.slots else sizes
     wanted.out.mkdir(parents=True, exist_ok=True)
     name = f"{device.slug}-tiny" if wanted.tiny else device.slug
-    figures = Figures(wanted.out / f"{name}.json", _heading(device, wanted))
+    heading = _heading(device, sizes, tiny=wanted.tiny)
+    figures = Figures(wanted.out / f"{name}.json", heading, _run(wanted), fresh=wanted.fresh)
     roof = measure_roofline(device, sizes)
     device.release()
-    figures.card["roofline"] = roof.fields()
+    figures.run["roofline"] = roof.fields()
     bench = Bench(device, sizes, roof, figures, wanted.work)
-    groups = [
-        _group(subject, bench, with_peer=first, compiled=wanted.compile)
-        for subject, first in _with_first(subjects)
-    ]
+    groups = groups_of(subjects, bench, compiled=wanted.compile, done=figures.is_done)
     Run(groups, budget_s=wanted.seconds, on_outcome=figures.note)()
+    figures.write()
     if wanted.plot and find_spec("matplotlib"):
         from bench.gpu.plot import write_plot  # noqa: PLC0415
 
@@ -92,66 +95,29 @@ def _models(wanted: Wanted) -> tuple[str, ...]:
     return wanted.models or ((f"{TINY}:fp16", f"{TINY}:int4") if wanted.tiny else MODELS)
 
 
-def _with_first(subjects: list[Subject]) -> list[tuple[Subject, bool]]:
-    names = [subject.name for subject in subjects]
-    return [(subject, names.index(subject.name) == at) for at, subject in enumerate(subjects)]
-
-
-def _heading(device: Device, wanted: Wanted) -> dict[str, Any]:
+def _heading(device: Device, sizes: Sizes, *, tiny: bool) -> dict[str, Any]:
+    """What figures of one file have in common."""
     fields = device_fields()
     return {
         "bench": "gpu",
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "tiny": wanted.tiny,
-        "tests": wanted.tests,
+        "tiny": tiny,
+        "sizes": asdict(sizes),
         "device": {**device.fields(), **fields},
         "vitrail": fields["vitrail"],
         "commit": fields["commit"],
-        "roofline": {},
+        "source": _source(),
     }
 
 
-def _group(subject: Subject, bench: Bench, *, with_peer: bool, compiled: bool) -> Group[Bed]:
-    opened = partial(open_bed, subject, bench, with_peer=with_peer)
-    large = 2.0 if "8b" in subject.name else 1.0
-    stages = _stages(bench.sizes, large)
-    if with_peer:
-        stages += _peer_stages(bench.sizes, large, compiled=compiled and bench.device.is_gpu)
-    return Group(subject.title, open_seconds=15 * large, open=opened, stages=tuple(stages))
+def _source() -> str:
+    """A hash of the code that figures come from: a commit does not tell what was changed since."""
+    digest = sha256()
+    for package in (vitrail, vitrail_export, bench.gpu):
+        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
-def _stages(sizes: Sizes, large: float) -> list[Stage[Bed]]:
-    """Most wanted first: the first size of everything is essential, and comes before every other. large: how much
-    longer than a 2B model's they take.
-    """
-    alone = [(tiles, 1) for tiles in sizes.picture_tiles]
-    busiest = [(tiles, sizes.concurrency[0]) for tiles in sizes.picture_tiles if sizes.concurrency[0] > 1]
-    between = [(tiles, many) for tiles in sizes.picture_tiles for many in sizes.concurrency[1:-1]]
-    kinds: list[tuple[str, float, Sequence[Any], Callable[[Bed, Any], None], int]] = [
-        ("parity", 2, (64,), Bed.parity, 1),
-        ("vision", 3, sizes.tiles, Bed.vision, 1),
-        ("decode", 6, sizes.batches, Bed.decode, 1),
-        ("answers", 6, alone, Bed.answers, 1),
-        ("prefill", 2, sizes.prefill, Bed.prefill, 1),
-        ("answers", 8, busiest, Bed.answers, len(busiest)),
-        ("answers", 5, between, Bed.answers, 0),
-    ]
-    found = [
-        Stage(f"{kind} {value}", large * seconds, partial(_measure, measure, value), essential=at < essential)
-        for kind, seconds, values, measure, essential in kinds
-        for at, value in enumerate(values)
-    ]
-    return sorted(found, key=lambda stage: not stage.essential)
-
-
-def _peer_stages(sizes: Sizes, large: float, *, compiled: bool) -> list[Stage[Bed]]:
-    batches = zip(sizes.picture_tiles, sizes.peer_batches, strict=True)
-    found = [
-        Stage(f"answers of torch {each}", 8 * large, partial(_measure, Bed.peer_answers, each))
-        for each in batches
-    ]
-    return [*found, Stage("torch compiled", 60, Bed.compiled)] if compiled else found
-
-
-def _measure(measure: Callable[[Bed, Any], None], value: Any, bed: Bed) -> None:
-    measure(bed, value)
+def _run(wanted: Wanted) -> dict[str, Any]:
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"started": started, "seconds": wanted.seconds, "tests": wanted.tests}

@@ -29,13 +29,16 @@ def interleaved(
     *,
     rounds: int,
     synchronize: Action,
+    warm_ups: Mapping[str, Action] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Series]:
-    """Every action once to warm up, then `rounds` times in turns. One that raises is left out from then on."""
+    """Every action once to warm up (or what `warm_ups` has for it), then `rounds` times in turns. One that raises is left
+    out from then on.
+    """
     taken: dict[str, list[float]] = {name: [] for name in actions}
     failures: dict[str, str] = {}
-    for _ in range(1 + rounds):
-        for name, action in actions.items():
+    for turn in [warm_ups or actions, *[actions] * rounds]:
+        for name, action in turn.items():
             if name not in failures:
                 _once(action, taken[name], failures, name, synchronize, clock)
     return {name: Series(tuple(taken[name][1:]), failures.get(name)) for name in actions}

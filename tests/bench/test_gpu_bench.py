@@ -30,7 +30,18 @@ def command(module, *arguments, **environment):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    found = command("bench.gpu", "--device", "cpu", "--tiny", "--models", "tiny:int4", "--out", str(out))
+    found = command(
+        "bench.gpu",
+        "--device",
+        "cpu",
+        "--tiny",
+        "--models",
+        "tiny:int4",
+        "--seconds",
+        "1000000",
+        "--out",
+        str(out),
+    )
     assert found.returncode == 0, found.stderr
     return found, json.loads((out / "cpu-tiny.json").read_text()), out
 

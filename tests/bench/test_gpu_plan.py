@@ -23,7 +23,7 @@ def clock():
 
 
 def group(clock, title, stages, *, opening_s=5.0, fails=()):
-    """Stages as (title, expected seconds, taken seconds, essential)."""
+    """Stages as (title, expected seconds, taken seconds, rank)."""
 
     @contextmanager
     def opened():
@@ -32,14 +32,14 @@ def group(clock, title, stages, *, opening_s=5.0, fails=()):
             raise MemoryError("no room for the weights\nsecond line")
         yield title
 
-    def stage(name, expected_s, taken_s, essential):
+    def stage(name, expected_s, taken_s, rank):
         def run(value):
             assert value == title
             clock.now_s += taken_s
             if name in fails:
                 raise RuntimeError(f"{name} broke")
 
-        return Stage(name, expected_s, run, essential=essential)
+        return Stage(name, expected_s, run, rank)
 
     return Group(title, opening_s, opened, tuple(stage(*each) for each in stages))
 
@@ -60,7 +60,7 @@ def left(found):
     return [each.title for each in found if each.left_out]
 
 
-TWO_STAGES = [("first", 10, 10, True), ("more", 10, 10, False)]
+TWO_STAGES = [("first", 10, 10, 0), ("more", 10, 10, 1)]
 
 
 def test_with_time_for_everything_all_stages_run_in_order(clock):
@@ -70,7 +70,7 @@ def test_with_time_for_everything_all_stages_run_in_order(clock):
     assert left(found) == []
 
 
-def test_what_is_not_essential_gives_way_to_a_later_groups_essential_stage(clock):
+def test_a_stage_gives_way_to_those_of_a_lower_rank_in_later_groups(clock):
     groups = [group(clock, "a", TWO_STAGES), group(clock, "b", TWO_STAGES)]
     found = outcomes(groups, clock, 34)
     assert ran(found) == ["a: first", "b: first"]
@@ -78,14 +78,28 @@ def test_what_is_not_essential_gives_way_to_a_later_groups_essential_stage(clock
     assert {each.left_out for each in found if each.left_out} == {"no time was left"}
 
 
-def test_a_group_whose_essential_stages_do_not_fit_is_not_opened(clock):
+def test_a_group_whose_first_stage_does_not_fit_is_not_opened(clock):
     found = outcomes([group(clock, "a", TWO_STAGES)], clock, 12)
     assert left(found) == ["a: first", "a: more"]
     assert clock.now_s == 0
 
 
+@pytest.mark.parametrize(("budget_s", "out"), [(60, ["b: last"]), (59, ["a: last", "b: last"])])
+def test_the_last_rank_waits_for_all_others_of_later_groups_and_for_none_of_its_own(clock, budget_s, out):
+    stages = [*TWO_STAGES, ("last", 10, 10, 2)]
+    found = outcomes([group(clock, title, stages) for title in "ab"], clock, budget_s)
+    assert left(found) == out
+
+
+def test_a_group_with_nothing_of_a_lower_rank_is_not_waited_for(clock):
+    groups = [group(clock, "a", TWO_STAGES), group(clock, "b", TWO_STAGES[1:])]
+    found = outcomes(groups, clock, 30)
+    assert ran(found) == ["a: first", "a: more"]
+    assert left(found) == ["b: more"]
+
+
 def test_a_machine_that_is_slower_than_expected_leaves_more_out(clock):
-    slow = [("first", 10, 30, True), ("more", 10, 30, False)]
+    slow = [("first", 10, 30, 0), ("more", 10, 30, 1)]
     found = outcomes([group(clock, "a", slow), group(clock, "b", slow)], clock, 65)
     assert ran(found) == ["a: first"]
     assert left(found) == ["a: more", "b: first", "b: more"]
@@ -120,6 +134,17 @@ def test_contestants_take_turns_and_the_warm_up_is_not_counted(clock):
     assert order == ["ours", "theirs"] * 4
     assert found["ours"].rounds_ms == (1000, 3000, 2000)
     assert (found["ours"].median_ms, found["theirs"].median_ms) == (2000, 4000)
+
+
+def test_what_warms_up_may_be_something_else(clock):
+    order = []
+    interleaved(
+        {"ours": lambda: order.append("run")},
+        rounds=2,
+        synchronize=lambda: None,
+        warm_ups={"ours": lambda: order.append("begin")},
+    )
+    assert order == ["begin", "run", "run"]
 
 
 def test_a_contestant_that_fails_is_left_out_of_later_rounds(clock):
