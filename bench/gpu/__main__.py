@@ -34,7 +34,6 @@ NEEDED = {
     "PIL": "pillow",
     "pydantic": "pydantic",
     "rich": "rich",
-    "torch": "torch",
     "onnxruntime": "onnxruntime-gpu",
     "onnx_ir": "onnx-ir",
     "onnxscript": "onnxscript",
@@ -105,18 +104,14 @@ def no_gpu() -> str | None:
     """Why there is no GPU to measure on; None where there is one."""
     from vitrail.session.cause import driver_fault  # noqa: PLC0415 - after what is missing was told
 
-    if why := driver_fault(0):
-        return why
-    import torch  # noqa: PLC0415
-
-    if not torch.cuda.is_available():
-        return f"this torch ({torch.__version__}) does not reach the GPU that the driver finds"
-    return None
+    return driver_fault(0)
 
 
 def no_cuda_provider() -> str | None:
-    """Why onnxruntime cannot use the GPU; None where it can. torch, imported first, brings it CUDA's libraries."""
-    importlib.import_module("torch")
+    """Why onnxruntime cannot use the GPU; None where it can. torch, imported first, brings it CUDA's libraries, if no
+    packages of their own do.
+    """
+    importlib.import_module("bench.gpu.device").torch_cuda()
     found = importlib.import_module("onnxruntime").get_available_providers()
     if "CUDAExecutionProvider" in found:
         return None
@@ -126,7 +121,7 @@ def no_cuda_provider() -> str | None:
 
 
 def wanted(args: argparse.Namespace, work: Path) -> Wanted:
-    from bench.gpu.session import Wanted  # noqa: PLC0415 - torch, only where it is there
+    from bench.gpu.session import Wanted  # noqa: PLC0415 - after what is missing was told
 
     return Wanted(
         device=args.device,

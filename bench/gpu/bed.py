@@ -47,11 +47,11 @@ class Broken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every model is measured with: where artifacts go is `work`."""
+    """What every model is measured with: where artifacts go is `work`. roof: None where it could not be measured."""
 
     device: Device
     sizes: Sizes
-    roof: Roofline
+    roof: Roofline | None
     figures: Figures
     work: Path
 
@@ -89,22 +89,18 @@ class Bed:
 
     def vision(self, tiles: int) -> None:
         pixels = self._tiles(tiles)
-        floors = {name: self.load.vision_floor_ms(self.bench.roof, tiles) for name in (VITRAIL, TORCH)}
+        floors = self._floors(lambda work, roof: work.vision_floor_ms(roof, tiles))
         self._race("vision", {"tiles": tiles}, lambda who: who.see(pixels), floors)
 
     def prefill(self, tokens: int) -> None:
         ids = self._ids(tokens)
-        dense = Work(self.subject.config, self.load.dense_bytes)
-        floors = {VITRAIL: self.load.prefill_floor_ms(self.bench.roof, tokens)}
-        floors[TORCH] = dense.prefill_floor_ms(self.bench.roof, tokens)
+        floors = self._floors(lambda work, roof: work.prefill_floor_ms(roof, tokens))
         self._race("prefill", {"tokens": tokens}, lambda who: who.prefill(ids), floors)
 
     def decode(self, rows: int) -> None:
         steps, past = self.bench.sizes.steps, self.bench.sizes.past
         cached = past + steps * (self.bench.sizes.rounds + 1) / 2
-        dense = Work(self.subject.config, self.load.dense_bytes)
-        floors = {VITRAIL: steps * self.load.decode_floor_ms(self.bench.roof, rows, cached)}
-        floors[TORCH] = steps * dense.decode_floor_ms(self.bench.roof, rows, cached)
+        floors = self._floors(lambda work, roof: steps * work.decode_floor_ms(roof, rows, cached))
         self._race_decode(rows, floors)
 
     def compiled(self) -> None:
@@ -151,6 +147,11 @@ class Bed:
         if self.peer is None:
             raise Broken("torch is not here")
         return self.peer
+
+    def _floors(self, floor_ms: Callable[[Work, Roofline], float]) -> dict[str, float]:
+        """Of vitrail with its weights as stored, and of the peer with its own in half precision."""
+        roof, dense = self.bench.roof, Work(self.subject.config, self.load.dense_bytes)
+        return {} if roof is None else {VITRAIL: floor_ms(self.load, roof), TORCH: floor_ms(dense, roof)}
 
     def _contestants(self) -> dict[str, Contestant]:
         contestants: dict[str, Contestant] = {VITRAIL: self.vitrail}

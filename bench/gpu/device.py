@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vitrail.providers import Provider
+from vitrail.session.cuda_driver import LibCuda
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,52 +29,68 @@ class Device:
 
     @property
     def name(self) -> str:
-        return torch.cuda.get_device_name() if self.is_gpu else "cpu"
+        return driver().gpu.name if self.is_gpu else "cpu"
 
     @property
     def slug(self) -> str:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     def synchronize(self) -> None:
-        if self.is_gpu:
-            torch.cuda.synchronize()
+        """Wait for what torch has queued; vitrail's sessions return when they are done."""
+        if self.is_gpu and (cuda := torch_cuda()):
+            cuda.synchronize()
 
     def used_bytes(self) -> int:
         """Of the whole device, whoever uses it; on a CPU of this process."""
         if self.is_gpu:
-            free, total = torch.cuda.mem_get_info()
-            return int(total - free)
+            free, total = driver().memory_bytes()
+            return total - free
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def free_bytes(self) -> int:
         """Of the device; of the machine on a CPU."""
         if self.is_gpu:
-            return int(torch.cuda.mem_get_info()[0])
+            return driver().memory_bytes()[0]
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def release(self) -> None:
         """Give back what nothing refers to."""
         gc.collect()
-        if self.is_gpu:
-            torch.cuda.empty_cache()
+        if self.is_gpu and (cuda := torch_cuda()):
+            cuda.empty_cache()
 
     def fields(self) -> dict[str, Any]:
         found: dict[str, Any] = {
             "device": self.name,
             "provider": str(self.provider),
-            "torch": torch.__version__,
+            "torch": installed("torch"),
             "transformers": installed("transformers"),
         }
         if self.is_gpu:
-            properties = torch.cuda.get_device_properties(0)
+            gpu, total = driver().gpu, driver().memory_bytes()[1]
             found |= {
-                "cuda": torch.version.cuda,
-                "capability": f"sm_{properties.major}{properties.minor}",
-                "multiprocessors": properties.multi_processor_count,
-                "device_memory_gib": round(properties.total_memory / 2**30, 1),
+                "cuda": ".".join(map(str, gpu.cuda)),
+                "capability": gpu.target,
+                "device_memory_gib": round(total / 2**30, 1),
             }
         return found
+
+
+@cache
+def driver() -> LibCuda:
+    """The first GPU's. For the thread that first asks."""
+    return LibCuda(0)
+
+
+@cache
+def torch_cuda() -> Any:
+    """`torch.cuda`, where torch can be imported and reaches the GPU; else None."""
+    try:
+        cuda = importlib.import_module("torch").cuda
+    except Exception:  # noqa: BLE001 - the peer's own import tells why
+        return None
+    return cuda if cuda.is_available() else None
 
 
 def installed(package: str) -> str | None:

@@ -56,8 +56,10 @@ def of_vitrail(failure: dict[str, str]) -> bool:
 
 
 def _run_line(card: dict[str, Any], run: dict[str, Any]) -> str:
-    roof = run.get("roofline", {})
-    rates = f"{_number(roof.get('copy_gb_s'))} GB/s copied, {_number(roof.get('matrix_tflop_s'))} TFLOP/s"
+    roof = run.get("roofline")
+    rates = "no roofline"
+    if roof:
+        rates = f"{_number(roof['copy_gb_s'])} GB/s copied, {_number(roof['matrix_tflop_s'])} TFLOP/s"
     return f"{card['device']['device']}, {run['started']}: {rates}"
 
 

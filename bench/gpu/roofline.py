@@ -6,12 +6,12 @@ operations over the matrix rate, and at least its bytes over the memory's bandwi
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from bench.gpu.device import Device
 from bench.gpu.models import Sizes
 from bench.gpu.timing import interleaved
@@ -40,18 +40,19 @@ class Roofline:
 
 
 def measure_roofline(device: Device, sizes: Sizes) -> Roofline:
-    """Medians of 20 copies and 20 products."""
+    """Medians of 20 copies and 20 products, which torch runs."""
+    torch = importlib.import_module("torch")
     size = min(sizes.copy_bytes, device.free_bytes() // 4)
-    return Roofline(_copy_gb_s(device, size), _matrix_tflop_s(device, sizes.matrix_side))
+    return Roofline(_copy_gb_s(torch, device, size), _matrix_tflop_s(torch, device, sizes.matrix_side))
 
 
-def _copy_gb_s(device: Device, size: int) -> float:
+def _copy_gb_s(torch: Any, device: Device, size: int) -> float:
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device.kind)
     target = torch.empty_like(source)
     return 2 * size / _median_ms(lambda: target.copy_(source), device) / 1e6
 
 
-def _matrix_tflop_s(device: Device, side: int) -> float:
+def _matrix_tflop_s(torch: Any, device: Device, side: int) -> float:
     dtype = torch.float16 if device.is_gpu else torch.float32
     left, right = (torch.randn(side, side, dtype=dtype, device=device.kind) for _ in range(2))
     return 2 * side**3 / _median_ms(lambda: left @ right, device) / 1e9

@@ -14,9 +14,9 @@ from bench.gpu.bed import Bench
 from bench.gpu.device import Device
 from bench.gpu.figures import Figures
 from bench.gpu.models import TINY, TINY_SIZES, Precision, Sizes, Subject
-from bench.gpu.plan import Run
+from bench.gpu.plan import Outcome, Run, reason
 from bench.gpu.report import card_text, failures, of_vitrail
-from bench.gpu.roofline import measure_roofline
+from bench.gpu.roofline import Roofline, measure_roofline
 from bench.gpu.stages import groups_of
 
 import vitrail
@@ -64,9 +64,7 @@ def run(wanted: Wanted) -> dict[str, Any]:
     name = f"{device.slug}-tiny" if wanted.tiny else device.slug
     heading = _heading(device, sizes, tiny=wanted.tiny)
     figures = Figures(wanted.out / f"{name}.json", heading, _run(wanted), fresh=wanted.fresh)
-    roof = measure_roofline(device, sizes)
-    device.release()
-    figures.run["roofline"] = roof.fields()
+    roof = _roof(device, sizes, figures)
     bench = Bench(device, sizes, roof, figures, wanted.work)
     groups = groups_of(subjects, bench, compiled=wanted.compile, done=figures.is_done)
     Run(groups, budget_s=wanted.seconds, on_outcome=figures.note)()
@@ -116,6 +114,19 @@ def _source() -> str:
         for file in sorted(Path(package.__path__[0]).rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _roof(device: Device, sizes: Sizes, figures: Figures) -> Roofline | None:
+    """None where torch cannot measure it: vitrail's figures are then without it."""
+    roof, failure = None, None
+    try:
+        roof = measure_roofline(device, sizes)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is torch's
+        failure = reason(error)
+    device.release()
+    figures.run["roofline"] = roof.fields() if roof else {}
+    figures.note(Outcome("roofline by torch", failure=failure))
+    return roof
 
 
 def _run(wanted: Wanted) -> dict[str, Any]:

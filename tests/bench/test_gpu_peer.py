@@ -5,8 +5,12 @@ import sys
 from importlib import import_module
 
 import pytest
+from bench.gpu import device as devices
 from bench.gpu.report import card_text, failures, of_vitrail
 from bench.gpu.session import Wanted, failed, run
+
+from vitrail.providers import parse_provider
+from vitrail.session.cuda_driver import Gpu
 
 STAGES = {"parity", "vision", "prefill", "decode", "answers"}
 pytestmark = pytest.mark.timeout(900)  # torch on machines that are busy
@@ -38,11 +42,11 @@ def costs_the_peer_only(card):
     return True
 
 
-@pytest.mark.parametrize("broken", ["import", "build"])
+@pytest.mark.parametrize("broken", ["torch", "transformers", "build"])
 def test_a_peer_that_cannot_be_had_is_a_line_of_the_report(broken, measure, monkeypatch):
-    if broken == "import":
+    if broken != "build":
         monkeypatch.delitem(sys.modules, "bench.gpu.peer", raising=False)
-        monkeypatch.setitem(sys.modules, "transformers", None)
+        monkeypatch.setitem(sys.modules, broken, None)
     else:
         monkeypatch.setattr(import_module("bench.gpu.peer"), "TorchPeer", lambda: None)
     card = measure()
@@ -51,7 +55,10 @@ def test_a_peer_that_cannot_be_had_is_a_line_of_the_report(broken, measure, monk
     line = next(
         line for line in card_text(card).splitlines() if line.startswith("FAILED: tiny int4: torch: ")
     )
-    assert {"import": "ModuleNotFoundError", "build": "TypeError"}[broken] in line
+    assert ("TypeError" if broken == "build" else f"ModuleNotFoundError: import of {broken}") in line
+    assert ("FAILED: roofline by torch" in card_text(card)) == (broken == "torch")
+    shares = [row for row in card["rows"] if "roofline_share" in row]
+    assert bool(shares) == (broken != "torch")
 
 
 @pytest.mark.parametrize(
@@ -90,3 +97,23 @@ def test_a_stage_in_which_vitrail_breaks_off_is_vitrails_and_is_measured_by_the_
     assert {each for each in before if each[0] in {"parity", "vision", "answers"}} <= {
         (row["stage"], row["measured"]) for row in card["rows"]
     }
+
+
+class Driver:
+    gpu = Gpu("NVIDIA Some Card", "sm_90", (13, 0))
+
+    def memory_bytes(self):
+        return 60 << 30, 80 << 30
+
+
+def test_a_gpu_that_torch_does_not_reach_is_told_by_its_driver(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(devices, "driver", Driver)
+    devices.torch_cuda.cache_clear()
+    device = devices.Device("cuda", parse_provider("cuda:0"))
+    assert (device.slug, device.used_bytes(), device.free_bytes()) == ("nvidia-some-card", 20 << 30, 60 << 30)
+    found = device.fields()
+    assert (found["capability"], found["device_memory_gib"], found["cuda"]) == ("sm_90", 80.0, "13.0")
+    device.synchronize()
+    device.release()
+    devices.torch_cuda.cache_clear()
