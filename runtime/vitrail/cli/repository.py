@@ -47,8 +47,10 @@ def repository(
     ] = None,
 ) -> None:
     """Write a Triton model repository and say how to serve it. `vitrail serve` needs none."""
+    from vitrail.manifest import load_manifest  # noqa: PLC0415
     from vitrail.settings import Settings  # noqa: PLC0415
     from vitrail.triton.repository import ServingSettings, write_repository  # noqa: PLC0415
+    from vitrail.triton.targets import tensorrt_version  # noqa: PLC0415
 
     settings = ServingSettings(
         decoder=Settings(slots=slots, context_tokens=context, prefill_chunk=prefill_chunk, queue_limit=queue),
@@ -57,9 +59,16 @@ def repository(
         gpu=gpu,
         provider=decoder_provider(artifacts, target.target, provider=provider),
     )
+    version = tensorrt_version(load_manifest(artifacts), artifacts, target=settings.target, gpu=settings.gpu)
     written = write_repository(artifacts, out, settings=settings, mounted_at=mounted_at)
     stderr.print(f"wrote {written} for {target.value}; the decoder runs on {settings.provider}")
-    stderr.print(f"next: tritonserver --model-repository={written} --disable-auto-complete-config")
+    if version is not None:
+        stderr.print(
+            f"needs: a Triton with TensorRT {version}, which built the engines; no other version runs them"
+        )
+    stderr.print(
+        f"next: tritonserver --model-repository={written} --disable-auto-complete-config --exit-on-error=false"
+    )
 
 
 def decoder_provider(artifacts: Path, target: Target, *, provider: str | None) -> Provider:

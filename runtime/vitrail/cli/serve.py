@@ -87,6 +87,13 @@ def serve(
         float,
         typer.Option(help="Seconds without progress after which a model's process is ended; 0 for never."),
     ] = 600.0,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going",
+            help="Serve what can be loaded, text alone at least. [default: end with the reason]",
+        ),
+    ] = False,
     triton_arg: Annotated[
         list[str] | None, typer.Option(help="One more argument for tritonserver; may be repeated.")
     ] = None,
@@ -109,6 +116,7 @@ def serve(
         otel=otel,
         otel_rate=otel_rate,
         watchdog_s=watchdog,
+        keep_going=keep_going,
         extra_args=tuple(triton_arg or ()),
     )
     decoder = Settings(
@@ -159,8 +167,12 @@ def _is_for_bfloat16(manifest: Manifest, provider: Provider) -> bool:
 
 
 def _announce(server: Server) -> None:
-    stderr.print(f"ready: gRPC {server.grpc_url}, HTTP {server.options.http_url}, log {server.log_path}")
-    stderr.print(f"ask:   vitrail ask IMAGE -q QUESTION --url {server.grpc_url}")
+    for model, reason in server.failed.items():
+        stderr.print(f"failed: model '{model}': {reason}")
+    state = "ready for text alone" if server.failed else "ready"
+    stderr.print(f"{state}: gRPC {server.grpc_url}, HTTP {server.options.http_url}, log {server.log_path}")
+    picture = "" if server.failed else "IMAGE "
+    stderr.print(f"ask:   vitrail ask {picture}-q QUESTION --url {server.grpc_url}")
 
 
 def _tls(certificate: Path | None, key: Path | None) -> Tls | None:

@@ -290,7 +290,7 @@ _TRITON_MESSAGES = (
     (
         "unknown model",
         "server",
-        "the server does not serve this model (yet); see that it runs `vitrail serve` and is ready",
+        "the server does not serve this model, or not yet; see what `vitrail serve` says of it",
     ),
     (
         "batch-size must be <=",

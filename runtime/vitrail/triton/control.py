@@ -23,6 +23,10 @@ class Control:
         """Whether the ports are open and every model is ready."""
         return self._answers("/v2/health/ready")
 
+    def is_live(self) -> bool:
+        """Whether the ports are open, which they are once every model is loaded or has failed."""
+        return self._answers("/v2/health/live")
+
     def is_model_ready(self, model: str) -> bool:
         return self._answers(f"/v2/models/{model}/ready")
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from vitrail.client.wire import DECODER, ENSEMBLE, error_from_text, known_error
+from vitrail.errors import ServerError, VitrailError
 
 _LOADED = re.compile(r"successfully loaded '(?P<model>[^']+)'")
 # The model's own words, up to the traceback that the python backend appends; within a log line breaks are escaped.
@@ -43,20 +47,52 @@ def loaded_models(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_LOADED.findall(text)))
 
 
+def failed_models(text: str) -> dict[str, str]:
+    """Why each model failed, in its own words, in the order in which they did; none that only needs one that failed."""
+    found = reversed([(each["model"], _clean(each["reason"])) for each in _FAILED.finditer(text)])
+    return dict(reversed(dict(found).items()))
+
+
 def is_idle(text: str) -> bool:
     """Whether a server that was told to stop has answered every request and only unloads its models."""
     return "All models are stopped, unloading models" in text
 
 
 def failure(text: str) -> str | None:
-    """Why the first model failed, in its own words, else the server's last errors; None where it names none."""
-    for found in _FAILED.finditer(text):
-        return f"model '{found['model']}': {_clean(found['reason'])}"
+    """Why the decoder failed, or the first model that did, in its own words, else the server's last errors; None where it names none."""
+    if failed := failed_models(text):
+        model = DECODER if DECODER in failed else next(iter(failed))
+        return f"model '{model}': {failed[model]}"
     errors = dict.fromkeys(_clean(found["reason"]) for found in _ERROR.finditer(text))
     telling = [error for error in errors if not any(words in error for words in _HARMLESS)]
     if not telling and _USAGE in text:
         return "it refuses one of its arguments; see those that were passed on"
     return "; ".join(telling[-_SHOWN_ERRORS:]) or None
+
+
+def missing_models(text: str, models: Iterable[str], *, is_ready: Callable[[str], bool]) -> dict[str, str]:
+    """Those that neither the log nor the server calls loaded, and why; the ensemble has what it needs for a reason."""
+    loaded, reasons = loaded_models(text), failed_models(text)
+    missing = [model for model in models if model not in loaded and not is_ready(model)]
+    parts = " and ".join(model for model in missing if model != ENSEMBLE)
+    told = {
+        model: reasons.get(model, f"it needs {parts}" if parts else "no reason is given") for model in missing
+    }
+    return {model: str(known_error(reason) or reason) for model, reason in told.items()}
+
+
+def start_error(text: str) -> VitrailError:
+    """Of a server that ended while it started: the failed model's own error where it told one."""
+    reason = failure(text)
+    if reason is None:
+        return ServerError(f"tritonserver ended without giving a reason; the end of its log:\n{tail(text)}")
+    error = error_from_text(reason)
+    if type(error) is ServerError:
+        error = ServerError(f"tritonserver did not start: {reason}")
+    failed = failed_models(text)
+    if failed and DECODER not in failed:
+        return type(error)(f"{error}; with --keep-going, what can be served is")
+    return error
 
 
 def tail(text: str, *, lines: int = 20) -> str:

@@ -35,7 +35,8 @@ class ServerOptions:
     machine, so None allows it on a loopback address only. metrics: whether vitrail's own series are published
     beside Triton's. otel: URL of a collector (OTLP over HTTP) for traces of
     every `otel_rate`-th request. watchdog_s: without any progress for so long, a process counts as dead; 0 for
-    never. extra_args go to tritonserver as they are.
+    never. keep_going: a model that cannot be loaded leaves the others serving, as long as the decoder does; else it ends
+    the server. extra_args go to tritonserver as they are.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +53,7 @@ class ServerOptions:
     otel: str | None = None
     otel_rate: int = 1
     watchdog_s: float = 600.0
+    keep_going: bool = False
     extra_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -188,6 +190,7 @@ def command(
         *(f"--load-model={model}" for model in models),
         # It would start every stub twice.
         "--disable-auto-complete-config",
+        f"--exit-on-error={str(not options.keep_going).lower()}",
         f"--exit-timeout-secs={options.exit_timeout_s}",
         *_addresses(options),
         *_tls(options.tls),

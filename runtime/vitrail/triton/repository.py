@@ -123,11 +123,17 @@ def packaged_repository() -> Path:
 
 
 def write_repository(
-    artifacts: Path, out: Path, *, settings: ServingSettings | None = None, mounted_at: Path | None = None
+    artifacts: Path,
+    out: Path,
+    *,
+    settings: ServingSettings | None = None,
+    mounted_at: Path | None = None,
+    keep_going: bool = False,
 ) -> Path:
     """Compose a repository that serves `artifacts` at `out`, whole or not at all; `out` is untouched when it is current.
 
-    mounted_at: where the server finds the artifacts, if elsewhere. Raises ArtifactError for bad artifacts, OptionError
+    mounted_at: where the server finds the artifacts, if elsewhere. keep_going: engines that are missing or damaged are
+    left out, of which a server that keeps going can do without. Raises ArtifactError for bad artifacts, OptionError
     for settings beyond them, InvalidInput when `out` is something else.
     """
     manifest = load_manifest(artifacts, contents=True)
@@ -138,6 +144,7 @@ def write_repository(
         target=settings.target,
         tiles_per_run=settings.tiles_per_run,
         gpu=settings.gpu,
+        keep_going=keep_going,
     )
     vision = targets.vision_models(served)
     ensemble_tiles = vision.batch_tiles if vision else None

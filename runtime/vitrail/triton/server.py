@@ -10,13 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-from vitrail.client.wire import DECODER, VISION_ENCODER, error_from_text
+from vitrail.client.wire import DECODER, VISION_ENCODER
 from vitrail.errors import ServerError
 from vitrail.manifest import load_manifest
 from vitrail.plan.check import check_load
 from vitrail.triton import log, metering, pulse, tracing
 from vitrail.triton.control import Control
 from vitrail.triton.installation import (
+    Installation,
     compose_backends,
     environment,
     find_installation,
@@ -82,6 +83,7 @@ class Server:
         self._environment: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._log_offset = 0
+        self._failed: Mapping[str, str] = {}
 
     # state
 
@@ -105,6 +107,11 @@ class Server:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def failed(self) -> Mapping[str, str]:
+        """Of a server that keeps going: the models that could not be loaded, and why."""
+        return self._failed
+
     def stubs(self) -> Mapping[str, Stub]:
         """The newest living stub of each model; a reload leaves the older one alive for a moment."""
         prefix = self._workspace.region_prefix if self._workspace else "\0"
@@ -113,7 +120,8 @@ class Server:
     @property
     def watched(self) -> tuple[str, ...]:
         """Models that have a stub: Triton's own backends run in the server's process."""
-        return WATCHED if self.settings.target == "cpu" else (DECODER,)
+        watched = WATCHED if self.settings.target == "cpu" else (DECODER,)
+        return tuple(model for model in watched if model not in self._failed)
 
     def lives(self, stub: Stub) -> bool:
         return is_alive(stub.pid)
@@ -133,7 +141,7 @@ class Server:
         if self._workspace is None:
             self._prepare()
         assert self.log_path is not None  # the workspace has one
-        self._log_offset = log.size(self.log_path)
+        self._log_offset, self._failed = log.size(self.log_path), {}
         with self.log_path.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603  (our own command line)
                 self._command,
@@ -154,9 +162,7 @@ class Server:
         workspace = self._workspace = Workspace()
         try:
             self._warn_of_shortage()
-            self._compose(self.artifacts, workspace.repository, settings=self.settings)
-            if not any(each.startswith("--backend-directory") for each in self.options.extra_args):
-                require_backends(installation, workspace.repository)
+            self._write_repository(installation, workspace.repository)
             backends = compose_backends(installation, workspace.path)
         except BaseException:
             self.stop()
@@ -171,6 +177,19 @@ class Server:
             region_prefix=workspace.region_prefix,
             admin_key=self._admin_key,
         )
+
+    def _write_repository(self, installation: Installation, out: Path) -> None:
+        """With keep_going, a damaged engine or a missing backend is the matter of the models that need it."""
+        keep_going = self.options.keep_going
+        self._compose(self.artifacts, out, settings=self.settings, keep_going=keep_going)
+        if any(each.startswith("--backend-directory") for each in self.options.extra_args):
+            return
+        try:
+            require_backends(installation, out)
+        except ServerError as error:
+            if not keep_going:
+                raise
+            logger.warning(str(error))
 
     def _observed(self, workspace: Workspace) -> dict[str, str]:
         """Where the models' processes leave their pulse, whether they count, and where they send their spans."""
@@ -202,6 +221,7 @@ class Server:
         """Wait until every model serves; False when `cancelled` came first.
 
         Raises the failed model's own error, or ServerError when the process ended or options.start_timeout_s passed.
+        With options.keep_going, `failed` then tells what does not serve; only without its decoder a server is none.
         """
         seen: tuple[str, ...] = ()
 
@@ -211,34 +231,34 @@ class Server:
             if on_progress and loaded != seen:
                 seen = loaded
                 on_progress(loaded)
-            return cancelled() or not self.is_running or self.control.is_ready()
+            return cancelled() or not self.is_running or self._is_settled()
 
         done = wait_until(settled, within_s=self.options.start_timeout_s, every_s=0.1)
         if cancelled():
             return False
         if not self.is_running:
-            raise self._start_error()
+            raise log.start_error(self._log())
         if not done:
             raise ServerError(
                 f"the server was not ready within {self.options.start_timeout_s:g} s "
                 f"(loaded: {', '.join(seen) or 'nothing'} of {', '.join(models_of(self.settings.target))}); allow it more time"
             )
+        self._failed = self._models_missing()
+        if DECODER in self._failed:
+            raise log.start_error(self._log())
         return True
+
+    def _is_settled(self) -> bool:
+        return self.control.is_live() if self.options.keep_going else self.control.is_ready()
+
+    def _models_missing(self) -> dict[str, str]:
+        if not self.options.keep_going or self.control.is_ready():
+            return {}
+        models = models_of(self.settings.target)
+        return log.missing_models(self._log(), models, is_ready=self.control.is_model_ready)
 
     def _log(self) -> str:
         return log.read_from(self.log_path, self._log_offset) if self.log_path else ""
-
-    def _start_error(self) -> Exception:
-        text = self._log()
-        reason = log.failure(text)
-        if reason is None:
-            return ServerError(
-                f"tritonserver ended without giving a reason; the end of its log:\n{log.tail(text)}"
-            )
-        error = error_from_text(reason)
-        return (
-            error if type(error) is not ServerError else ServerError(f"tritonserver did not start: {reason}")
-        )
 
     def reload(
         self, model: str, *, dead: Stub | None = None, wanted: Callable[[], bool] = lambda: True

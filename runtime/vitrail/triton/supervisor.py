@@ -118,7 +118,9 @@ class Supervisor:
     def _await_ready(self) -> None:
         if not self.server.wait_ready(on_progress=self._on_progress, cancelled=self._stop.is_set):
             return
-        self._stubs = dict(self.server.stubs())
+        self._stubs = {
+            model: stub for model, stub in self.server.stubs().items() if model in self.server.watched
+        }
         if missing := [model for model in self.server.watched if model not in self._stubs]:
             raise ServerError(f"the process of '{missing[0]}' died as soon as it had started")
         if self._on_ready is not None:

@@ -6,6 +6,7 @@ tensorrt_backend and python_backend.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
     from vitrail.plan.model import Target
 
+log = logging.getLogger(__name__)
+
+VERSION_PARAMETER = "tensorrt_version"
+"""Of an engine's model: for who looks for a container; Triton reads it not."""
 VISION: tuple[Stage, ...] = ("vision_encoder", "projector")
 Backend: TypeAlias = Literal["onnxruntime", "tensorrt"]
 _MODEL_FILES: dict[Backend, str] = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
@@ -37,7 +42,10 @@ _CUDA_TILES = 13
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One vision model on one of Triton's own backends. files: names in its version folder, and what they hold."""
+    """One vision model on one of Triton's own backends.
+
+    files: names in its version folder, and what they hold. version: of the TensorRT that built an engine, and alone runs it.
+    """
 
     stage: Stage
     backend: Backend
@@ -45,6 +53,7 @@ class Served:
     batch_tiles: int
     best_tiles: int
     files: Mapping[str, Path]
+    version: str | None = None
 
 
 def default_provider(manifest: Manifest, target: Target) -> Provider:
@@ -56,11 +65,18 @@ def default_provider(manifest: Manifest, target: Target) -> Provider:
 
 
 def served_models(
-    manifest: Manifest, artifacts: Path, *, target: Target, tiles_per_run: int, gpu: str | None = None
+    manifest: Manifest,
+    artifacts: Path,
+    *,
+    target: Target,
+    tiles_per_run: int,
+    gpu: str | None = None,
+    keep_going: bool = False,
 ) -> tuple[Served, ...]:
     """The vision models that Triton's own backends run on a GPU; none for the CPU, where our adapters do.
 
-    gpu: the compute capability that engines are for, such as sm_86.
+    gpu: the compute capability that engines are for, such as sm_86. keep_going: an engine that is missing or damaged is
+    left out with a warning, so that Triton has one model less.
 
     Raises ArtifactError for engines that are missing, damaged or not Triton's, OptionError for an ambiguous gpu or an
     export in a form that is for CPUs.
@@ -72,7 +88,27 @@ def served_models(
         return tuple(
             _graph(manifest, artifacts, stage, tiles=max(tiles_per_run, _CUDA_TILES)) for stage in VISION
         )
-    return tuple(_engine(manifest, artifacts, stage, gpu=gpu) for stage in VISION)
+    tensorrt_version(manifest, artifacts, target=target, gpu=gpu)
+    return tuple(_engine(manifest, artifacts, stage, gpu=gpu, keep_going=keep_going) for stage in VISION)
+
+
+def tensorrt_version(
+    manifest: Manifest, artifacts: Path, *, target: Target, gpu: str | None = None
+) -> str | None:
+    """The version of TensorRT that the server must have to run the vision models' engines; None where it needs none.
+
+    Raises ArtifactError for engines of two versions, as no server has both.
+    """
+    if target not in ("tensorrt", "jetson"):
+        return None
+    records = [_record(manifest, artifacts, stage, gpu=gpu) for stage in VISION]
+    if len({each.builder_version for each in records}) > 1:
+        built = " and ".join(f"{each.stage} by TensorRT {each.builder_version}" for each in records)
+        raise ArtifactError(
+            f"the engines were built by two versions ({built}), and a server has one; build them with one: "
+            f"{manifest.rebuild(records[0], artifacts)}"
+        )
+    return records[0].builder_version
 
 
 def _graph(manifest: Manifest, artifacts: Path, stage: Stage, *, tiles: int) -> Served:
@@ -84,13 +120,20 @@ def _graph(manifest: Manifest, artifacts: Path, stage: Stage, *, tiles: int) -> 
     return Served(stage, "onnxruntime", vision.dtype, tiles, tiles, files)
 
 
-def _engine(manifest: Manifest, artifacts: Path, stage: Stage, *, gpu: str | None) -> Served:
+def _engine(
+    manifest: Manifest, artifacts: Path, stage: Stage, *, gpu: str | None, keep_going: bool
+) -> Served:
     record = _record(manifest, artifacts, stage, gpu=gpu)
     (shapes,) = record.profiles[0].inputs.values()
-    file = engine_file(manifest, record, artifacts)
-    return Served(
-        stage, "tensorrt", record.dtype, record.max_tiles, shapes.opt[0], {_MODEL_FILES["tensorrt"]: file}
-    )
+    try:
+        files = {_MODEL_FILES["tensorrt"]: engine_file(manifest, record, artifacts)}
+    except ArtifactError as error:
+        if not keep_going:
+            raise
+        log.warning("%s", error)
+        files = {}
+    version = record.builder_version
+    return Served(stage, "tensorrt", record.dtype, record.max_tiles, shapes.opt[0], files, version)
 
 
 def _record(manifest: Manifest, artifacts: Path, stage: Stage, *, gpu: str | None) -> EngineRecord:
@@ -138,6 +181,8 @@ def vision_config(model: Served, manifest: Manifest, *, provider: Provider) -> A
     batching.default_queue_policy.timeout_action = batching.default_queue_policy.REJECT
     batching.default_queue_policy.allow_timeout_override = True
     batching.default_queue_policy.max_queue_size = 256
+    if model.version is not None:
+        config.parameters[VERSION_PARAMETER].string_value = model.version
     if model.backend == "tensorrt":
         _add_graphs(config, inputs, best_tiles=min(_GRAPHS_TILES, model.batch_tiles))
     else:
