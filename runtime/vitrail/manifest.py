@@ -31,6 +31,7 @@ EngineBuilder = Literal["tensorrt", "tensorrt-rtx"]
 EnginePrecision = Literal["fp16", "bf16", "fp8", "int8"]
 Judge = Literal["onnxruntime", "emulation", "pytorch"]
 CACHE_ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+ENGINE_CACHE_BYTES = 2  # of an element of a TensorRT engine's KV cache, in every precision
 TemplateName = Literal["internlm2-chat", "Hermes-2", "internvl2_5", "phi3-chat"]
 
 

@@ -23,7 +23,7 @@ typedef struct {
 } Copy2D;
 typedef struct { void *target; uint64_t source; size_t size; } Download;
 
-int live = 0, capturing = 0, captured = 0, current = 0;
+int live = 0, capturing = 0, captured = 0, current = 0, released = 0;
 Download kept[8];
 static __thread int mode = 0; /* of a thread: 0 minds what others capture for all threads */
 int capturing_for_all = 0;
@@ -37,6 +37,7 @@ int cuDeviceGet(int *device, int number) { *device = 7 + number; return 0; }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Stub GPU", size); return device != 7; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? MAJOR : MAJOR == 8 ? 6 : 0; return device != 7; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)0x7fff12345678; return device != 7; }
+int cuDevicePrimaryCtxRelease_v2(int device) { released++; return device != 7; }
 int cuCtxSetCurrent(void *context) { current = context == (void *)0x7fff12345678; return !current; }
 int cuThreadExchangeStreamCaptureMode(int *wanted) { int before = mode; mode = *wanted; *wanted = before; return 0; }
 int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = (size_t)5 << 30; *total = (size_t)8 << 30; return !current; }

@@ -177,6 +177,11 @@ def test_a_driver_that_lacks_a_function_is_too_old(compiled):
         LibCuda(0, library=old)
 
 
+def test_a_context_can_be_given_back(library):
+    LibCuda(0, library=library).leave()
+    assert ctypes.c_int.in_dll(ctypes.CDLL(library), "released").value == 1
+
+
 def test_memory_that_is_not_free_is_refused_with_its_parts(library):
     driver = LibCuda(0, library=library)
     require_memory(driver, {"weights": 3 << 30, "KV cache": 2 << 30}, cure="take fewer slots")

@@ -4,6 +4,8 @@ Their graphs run on the CPU here, so that bindings, addresses, blocks of slots a
 runs what is queued only when it is waited for, and its fresh memory is NaN.
 """
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -132,12 +134,28 @@ def test_a_step_beyond_the_slot_is_refused(exported):
         session.forward(step(session, 0, [10], new=7))
 
 
-def test_too_little_memory_is_told_before_anything_is_computed(exported):
-    directory = exported("internvl2-tiny")
-    with pytest.raises(OptionError, match=r"GPU memory are needed \(KV cache .* take fewer slots"):
-        OrtCudaDecoder(
-            directory, load_manifest(directory), device=device(free_bytes=1 << 20), slots=64, capacity=256
-        )
+@pytest.mark.parametrize("kind", ["decoder", "vision"])
+def test_too_little_memory_is_told_with_all_that_is_to_be_loaded_before_a_graph_is_opened(
+    exported, monkeypatch, kind
+):
+    directory, there = exported("internvl2-tiny"), device(free_bytes=1 << 20)
+    manifest = load_manifest(directory)
+    monkeypatch.setattr("vitrail.session.cuda.open_session", None)
+    decoder = partial(OrtCudaDecoder, slots=64, capacity=256)
+    session = {"decoder": decoder, "vision": OrtCudaVision}[kind]
+    with pytest.raises(OptionError) as refused:
+        session(directory, manifest, device=there)
+    stages = {"decoder": ["decoder"], "vision": ["vision_encoder", "projector"]}[kind]
+    parts = [f"{what} of {stage}" for what in ("weights", "activations") for stage in stages]
+    for words in (
+        "of GPU memory are needed (",
+        *parts,
+        "inputs and outputs",
+        "1.00 MiB are free",
+        "fewer slots",
+    ):
+        assert words in str(refused.value)
+    assert not there.driver.held
 
 
 def test_a_step_answers_with_tokens_and_with_logits_where_a_row_asks_for_them(exported):

@@ -2,22 +2,26 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 from tests.conftest import REFERENCE
 from tests.repository.engines import with_engines
+from tests.runtime.engine_fakes import HostDriver
+from tests.runtime.engine_fakes import with_engines as with_decoder
 from typer.testing import CliRunner
 
 from vitrail.cli import app
 from vitrail.engine import Engine
 from vitrail.errors import CheckpointError, OptionError
 from vitrail.manifest import load_manifest
-from vitrail.plan.check import OVERRIDE, check_memory
+from vitrail.plan.check import OVERRIDE, check_device, check_memory
 from vitrail.plan.memory import KINDS, plan_memory
 from vitrail.plan.model import TARGETS, Load, intermediate_size, model_of
 from vitrail.plan.propose import propose
 from vitrail.plan.size import GIB, MIB, parse_size, show_size
+from vitrail.providers import parse_provider
 from vitrail.runs import cpu_tiles_per_run
 from vitrail.triton.repository import ServingSettings
 from vitrail.triton.server import Server
@@ -93,6 +97,90 @@ def test_where_tensorrt_runs_a_stage_its_engine_is_what_counts(exported, tmp_pat
     graphs, engines = (model_of(manifest, target).weights_bytes for target in ("cuda", "jetson"))
     assert engines["vision_encoder"] == len("vision_encoder sm_90") < graphs["vision_encoder"]
     assert engines["decoder"] == graphs["decoder"]
+
+
+def test_of_several_engines_the_gpu_s_own_is_planned_and_without_a_gpu_the_largest(exported, tmp_path):
+    targets = ("sm_100", "sm_90")
+    manifest = load_manifest(
+        with_engines(exported("internvl2-tiny"), tmp_path / "artifacts", targets=targets)
+    )
+
+    def planned(gpu):
+        return model_of(manifest, "tensorrt", gpu=gpu).weights_bytes["vision_encoder"]
+
+    assert [planned(gpu) for gpu in (*targets, None)] == [
+        len(f"vision_encoder {each}") for each in (*targets, "sm_100")
+    ]
+    assert planned("sm_89") == model_of(manifest, "cuda").weights_bytes["vision_encoder"]
+
+
+@pytest.fixture(scope="module")
+def engines(exported, tmp_path_factory):
+    """A manifest with engines of every stage, for slots of 512 tokens, chunks of 32 and 3 tiles."""
+    export = exported("internvl3-tiny", precision="float16", vision_precision="float16", dialect="standard")
+    return with_decoder(shutil.copytree(export, tmp_path_factory.mktemp("engines") / "export"))
+
+
+def test_an_engine_takes_what_it_was_built_for_whatever_is_asked(engines):
+    model, contract = model_of(engines, "tensorrt"), engines.decoder
+
+    def planned(**changed):
+        return plan_memory(model, replace(LOAD, **{"context_tokens": 64, **changed}), target="tensorrt")
+
+    token_bytes = 2 * contract.layers * contract.kv_heads * contract.head_dim * 2
+    assert [planned(slots=slots).by_kind["kv cache"] for slots in (1, 3)] == [
+        slots * 512 * token_bytes for slots in (1, 3)
+    ]
+    assert planned(tiles_per_run=1).total_bytes == planned(tiles_per_run=40).total_bytes
+    assert planned(prefill_chunk=64).total_bytes == planned(prefill_chunk=32).total_bytes
+    assert planned(context_tokens=1024).by_kind["kv cache"] == 1024 * token_bytes
+
+
+def test_an_engine_s_cache_has_two_bytes_an_element_whatever_the_export_s_has(engines):
+    wide = engines.model_copy(update={"decoder": engines.decoder.model_copy(update={"dtype": "float32"})})
+    widths = [model_of(wide, target).kv_bytes_per_token for target in ("cuda", "tensorrt")]
+    assert widths[0] == 2 * widths[1]
+
+
+def test_what_a_gpu_has_not_free_is_refused_with_every_part_before_it_is_loaded(two_billion):
+    plan = plan_memory(two_billion, replace(LOAD, slots=8), target="cuda", server=False)
+    needed = sum(plan.on_device.values())
+    assert needed == plan.total_bytes - 512 * MIB  # the context of the process that asks is there
+    check_device(plan, HostDriver(free_bytes=needed))
+    with pytest.raises(OptionError) as refused:
+        check_device(plan, HostDriver(free_bytes=needed - 1))
+    for words in ("of GPU memory are needed (weights ", "kv cache 6.00 GiB", "activations ", "lower slots"):
+        assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("provider", "builder"), [("cuda", None), ("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt-rtx")]
+)
+def test_an_engine_that_cannot_be_on_its_gpu_opens_no_session(
+    exported, tmp_path, monkeypatch, provider, builder
+):
+    artifacts = exported("internvl2-tiny")
+    if builder:
+        artifacts = with_engines(artifacts, tmp_path / "artifacts", targets=("sm_89",), builder=builder)
+    monkeypatch.setattr("vitrail.plan.check.LibCuda", lambda _: HostDriver(free_bytes=64 * MIB))
+    for opened in ("open_decoder", "open_vision"):
+        monkeypatch.setattr(f"vitrail.engine.{opened}", None)
+    with pytest.raises(
+        OptionError, match=r"GPU memory are needed \(weights .* 64\.00 MiB of 64\.00 MiB are free"
+    ):
+        Engine.load(artifacts, provider=provider)
+
+
+def test_a_server_that_cannot_be_on_its_gpu_is_not_started_and_keeps_no_context(exported, monkeypatch):
+    left = []
+    driver = HostDriver(free_bytes=64 * MIB)
+    monkeypatch.setattr(driver, "leave", lambda: left.append(True), raising=False)
+    monkeypatch.setattr("vitrail.plan.check.LibCuda", lambda _: driver)
+    settings = ServingSettings(target="cuda", provider=parse_provider("cuda"))
+    server = Server(exported("internvl2-tiny"), settings=settings)
+    with pytest.raises(OptionError, match="GPU memory are needed"):
+        server.start()
+    assert (server.pid, left) == (None, [True])
 
 
 def test_weights_and_cache_are_counted_exactly(two_billion):

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vitrail.pictures import KEPT_BYTES
-from vitrail.plan.model import STAGES, Load, Model, Target
+from vitrail.plan.model import STAGES, Load, Model, Target, model_of
 from vitrail.plan.size import MIB
 from vitrail.runs import cpu_tiles_per_run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from vitrail.manifest import Manifest
 
 Kind: TypeAlias = Literal["weights", "kv cache", "activations", "pictures", "workspace", "processes"]
 KINDS: tuple[Kind, ...] = ("weights", "kv cache", "activations", "pictures", "workspace", "processes")
@@ -34,7 +35,7 @@ _OPENVINO_SCRATCH_BYTES = 112 * MIB
 _CPU_SESSION_BYTES = 8 * MIB
 _CPU_PROCESS_BYTES = 80 * MIB  # Python, numpy, onnxruntime, the tokenizer
 _CPU_STUB_BYTES = 95 * MIB  # the same inside the python backend, with its shared memory
-_STUBS = 3
+_STUBS = 2  # one sees, one answers
 _SERVER_BYTES = 70 * MIB
 
 # Allowances: nothing of these has been measured here.
@@ -81,6 +82,15 @@ class Plan:
         return tuple(item for item in self.items if self._place(item) == "host")
 
     @property
+    def on_device(self) -> dict[str, int]:
+        """Of a GPU's own memory, by kind, what is still to be taken by a process whose own context is there already."""
+        found: dict[str, int] = {}
+        for item in self.items:
+            if item.place == "device":
+                found[item.kind] = found.get(item.kind, 0) + item.size_bytes
+        return found | {"processes": found.get("processes", 0) - _GPU_CONTEXT_BYTES}
+
+    @property
     def by_kind(self) -> dict[Kind, int]:
         """Of `total_bytes`, in the order of KINDS."""
         return {kind: sum(item.size_bytes for item in self._counted if item.kind == kind) for kind in KINDS}
@@ -95,20 +105,24 @@ class Plan:
 
 def plan_memory(model: Model, load: Load, *, target: Target = "cpu", server: bool = True) -> Plan:
     """The most that is taken while every slot is full. server: Triton with its processes, else one process."""
-    on_cpu = target == "cpu"
+    on_cpu, taken = target == "cpu", model.reserved(load)
+    cache = taken.slots * taken.context_tokens * model.kv_bytes_per_token
     items = [
         *_weights(model, on_cpu=on_cpu),
-        Item(
-            "kv cache",
-            "decoder",
-            load.slots * load.context_tokens * model.decoder.kv_bytes_per_token,
-            "host" if on_cpu else "device",
-        ),
-        *_activations(model, load, on_cpu=on_cpu),
-        *_pictures(model, load, on_cpu=on_cpu, server=server),
+        Item("kv cache", "decoder", cache, "host" if on_cpu else "device"),
+        *_activations(model, taken, on_cpu=on_cpu),
+        *_pictures(model, taken, on_cpu=on_cpu, server=server),
         *(_cpu_processes(server=server) if on_cpu else _gpu_processes(target, server=server)),
     ]
     return Plan(model, load, target, tuple(items))
+
+
+def graph_bytes(manifest: Manifest, stages: Sequence[str], load: Load) -> dict[str, int]:
+    """What ONNX Runtime takes of a GPU's memory for these graphs beside what is bound to them, by names for a message."""
+    plan = plan_memory(model_of(manifest), load, target="cuda")
+    kinds = ("weights", "activations")
+    found = [item for item in plan.items if item.part in stages and item.kind in kinds]
+    return {f"{item.kind} of {item.part}": item.size_bytes for item in found}
 
 
 def _weights(model: Model, *, on_cpu: bool) -> Iterator[Item]:
@@ -167,16 +181,20 @@ def _standard_scores(model: Model, load: Load, tokens: int) -> int:
 
 
 def _pictures(model: Model, load: Load, *, on_cpu: bool, server: bool) -> Iterator[Item]:
-    """What is on its way between the models for one picture of the most tiles; what each slot's request holds, its embeds
-    and in one process also its pixels as they are cut; what is kept of tiles that were seen, features and in one process pixels.
+    """What is on its way for one picture, since one is encoded at a time: in a process the features of a run and its embeds once
+    more, in a server those of all its tiles, on a GPU also from model to model. What each slot's request holds: its embeds, and in
+    one process its pixels as they are cut. What is kept of tiles that were seen: embeds, and in one process pixels.
     """
     tiles, tokens = model.tiles_per_picture, model.vision.tokens_per_tile
     element = 4 if model.vision.dtype == "float32" else 2
     pixels, features = 3 * model.vision.tile_size**2, tokens * model.vision.feature_size * element
     embeds = tokens * model.decoder.hidden_size * element
-    yield Item("pictures", "on their way", tiles * (pixels + 2 * features + embeds))
-    held = embeds if server else embeds + 4 * pixels + features
-    yield Item("pictures", "of each slot", load.slots * tiles * held)
+    moved = min(tiles, load.tiles_per_run) * features + tiles * embeds
+    if server:
+        copies = 1 if on_cpu else 2
+        moved = tiles * (pixels + copies * features + embeds)
+    yield Item("pictures", "on their way", moved)
+    yield Item("pictures", "of each slot", load.slots * tiles * (embeds if server else embeds + 4 * pixels))
     if load.feature_cache_bytes and (on_cpu or not server):  # Triton's own backends keep none
         yield Item("pictures", "feature cache", load.feature_cache_bytes)
     if not server:  # a server's clients cut their own

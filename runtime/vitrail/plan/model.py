@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from vitrail.errors import OptionError
+from vitrail.manifest import ENGINE_CACHE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vitrail.manifest import DecoderContract, Manifest, Stage, VisionContract
+    from vitrail.manifest import (
+        DecoderContract,
+        EngineBuilder,
+        EngineRecord,
+        EngineStage,
+        Manifest,
+        Stage,
+        VisionContract,
+    )
 
 # What a model is served on. cuda: ONNX Runtime, tensorrt: engines, both with memory of their own; jetson: engines, in the
 # memory that the GPU shares with the system.
@@ -28,6 +37,7 @@ _SCALE_BLOCK = 128
 class Model:
     """weights_bytes: of each stage as exported, and of `prefill` where prompts have a graph of their own; tiles_per_picture:
     the most that one picture makes, its thumbnail included. openvino: whether that runs vision instead of ONNX Runtime.
+    engines: of TensorRT, which run their stages in place of the graphs.
     """
 
     name: str
@@ -38,6 +48,24 @@ class Model:
     intermediate_size: int
     tiles_per_picture: int
     openvino: bool = False
+    engines: Mapping[EngineStage, EngineRecord] = field(default_factory=dict)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        if "decoder" not in self.engines:
+            return self.decoder.kv_bytes_per_token
+        return 2 * self.decoder.layers * self.decoder.kv_heads * self.decoder.head_dim * ENGINE_CACHE_BYTES
+
+    def reserved(self, load: Load) -> Load:
+        """What is taken for a load: engines have memory for what they were built for, from the start."""
+        taken = load
+        if vision := self.engines.get("vision_encoder"):
+            taken = replace(taken, tiles_per_run=vision.max_tiles)
+        if decoder := self.engines.get("decoder"):
+            chunk = decoder.profile("prefill").inputs["inputs_embeds"].max[1]
+            context = max(taken.context_tokens, decoder.capacity)  # more than that needs an engine for more
+            taken = replace(taken, context_tokens=context, prefill_chunk=chunk)
+        return taken
 
     @property
     def decoder_form(self) -> str:
@@ -60,18 +88,25 @@ class Model:
         return self.vision.feature_size // _SHUFFLE**2
 
 
-def model_of(manifest: Manifest, target: Target = "cpu", *, openvino: bool = False) -> Model:
-    """From an export, by the sizes of its files: of TensorRT's engines where the target runs these. openvino: as in Model.
+def model_of(
+    manifest: Manifest,
+    target: Target = "cpu",
+    *,
+    openvino: bool = False,
+    builder: EngineBuilder = "tensorrt",
+    gpu: str | None = None,
+) -> Model:
+    """From an export, by the sizes of its files: of TensorRT's engines where the target runs these. openvino: as in Model;
+    builder, gpu: which engines, as in `engines_of`.
 
     Raises OptionError for an export that the target cannot run.
     """
-    check_target(manifest, target)
+    check_target(manifest, target, builder=builder)
     sizes = {name: artifact.size_bytes for name, artifact in manifest.artifacts.items()}
     graphs = (*STAGES, *manifest.decoder.graphs[1:])
     weights: dict[str, int] = {name: sizes[name] + sizes.get(f"{name}.onnx.data", 0) for name in graphs}
-    if target in ("tensorrt", "jetson"):
-        built = (engine for engine in manifest.engines if engine.builder == "tensorrt")
-        weights |= {engine.stage: sizes[engine.artifact] for engine in built}
+    engines = engines_of(manifest, builder, gpu=gpu) if target in ("tensorrt", "jetson") else {}
+    weights |= {stage: sizes[engine.artifact] for stage, engine in engines.items()}
     return Model(
         name=manifest.name,
         vision=manifest.vision,
@@ -81,14 +116,25 @@ def model_of(manifest: Manifest, target: Target = "cpu", *, openvino: bool = Fal
         intermediate_size=intermediate_size(manifest.decoder, sizes["decoder.onnx.data"]),
         tiles_per_picture=manifest.prompt.max_tiles + manifest.prompt.thumbnail,
         openvino=openvino,
+        engines=engines,
     )
 
 
-def check_target(manifest: Manifest, target: Target) -> None:
+def engines_of(
+    manifest: Manifest, builder: EngineBuilder, *, gpu: str | None
+) -> dict[EngineStage, EngineRecord]:
+    """Of each stage, the engine that runs on this GPU, such as sm_87; where None is told, the largest, so that any fits."""
+    fitting = [each for each in manifest.engines if each.builder == builder and gpu in (None, *each.targets)]
+    if gpu is None:
+        fitting.sort(key=lambda engine: manifest.artifacts[engine.artifact].size_bytes)
+    return {engine.stage: engine for engine in fitting}
+
+
+def check_target(manifest: Manifest, target: Target, *, builder: EngineBuilder = "tensorrt") -> None:
     """Raise OptionError for a form that only CPUs compute, where the target is a GPU and no engine takes its place."""
     if target == "cpu":
         return
-    engines = {each.stage for each in manifest.engines if each.builder == "tensorrt" and target != "cuda"}
+    engines = {each.stage for each in manifest.engines if each.builder == builder and target != "cuda"}
     if manifest.vision.precision in ("int8", "int8-static") and "vision_encoder" not in engines:
         raise OptionError(
             f"vision precision {manifest.vision.precision} is for CPUs; export with --vision-precision fp16 to serve on a GPU"

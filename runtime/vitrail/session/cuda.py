@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail.plan.memory import graph_bytes
+from vitrail.plan.model import Load
 from vitrail.providers import Cuda
 from vitrail.session.blocks import Block, Wanted, chunks, covering, distinct_rows, widened
 from vitrail.session.contract import (
@@ -23,7 +25,7 @@ from vitrail.session.contract import (
     check_vision,
     lengths,
 )
-from vitrail.session.cuda_buffers import Buffers, Device
+from vitrail.session.cuda_buffers import Buffers, Device, require_buffers
 from vitrail.session.cuda_driver import LibCuda, Rows
 from vitrail.session.cuda_memory import Port
 from vitrail.session.cuda_sampler import GREEDY, DeviceSampler
@@ -65,6 +67,14 @@ class OrtCudaVision:
         self.contract = manifest.vision
         # Activations are quantized over a whole run: alone, a tile does not depend on its neighbours.
         most = self._most = 1 if self.contract.precision == "int8" else tiles_per_run
+        tokens, size = self.contract.tokens_per_tile, self.contract.tile_size
+        tiles = Port("tiles", "uint8", (most, 3, size, size))
+        features = Port("features", self.contract.dtype, (most, tokens, self.contract.feature_size))
+        embeds = Port("embeds", self.contract.dtype, (most, tokens, manifest.decoder.hidden_size))
+        ports = [tiles, features, embeds]
+        self._ways = {"vision_encoder": (tiles, features), "projector": (features, embeds)}
+        load = Load(slots=1, context_tokens=1, tiles_per_run=most)
+        require_buffers(device, ports, {}, beside=graph_bytes(manifest, stages, load))
         self.sessions = {
             stage: open_session(
                 directory / manifest.artifacts[stage].path, device.provider, optimize=optimize
@@ -74,12 +84,7 @@ class OrtCudaVision:
         check_vision(self.sessions, self.contract)
         if isinstance(device.provider, Cuda) and "vision_encoder" in stages:
             check_cudnn(device.provider)
-        tokens, size = self.contract.tokens_per_tile, self.contract.tile_size
-        tiles = Port("tiles", "uint8", (most, 3, size, size))
-        features = Port("features", self.contract.dtype, (most, tokens, self.contract.feature_size))
-        embeds = Port("embeds", self.contract.dtype, (most, tokens, manifest.decoder.hidden_size))
-        self._ways = {"vision_encoder": (tiles, features), "projector": (features, embeds)}
-        self._buffers = Buffers(device, [tiles, features, embeds], {})
+        self._buffers = Buffers(device, ports, {})
 
     def encode(self, tiles: Uint8) -> Float:
         check_tiles(tiles, self.contract)
@@ -139,19 +144,19 @@ class OrtCudaDecoder:
         self.slots, self.capacity = slots, capacity
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
         self.graphs = device.graphs
-        path = directory / manifest.artifacts["decoder"].path
-        self.session = open_session(path, device.provider, optimize=optimize, graphs=self.graphs)
-        check_decoder(self.session, contract)
-        self._sampler = DeviceSampler(device, vocab=contract.vocab_size)
         self._caches = [f"{i}.{kind}" for i in range(contract.layers) for kind in ("key", "value")]
         self._token_bytes = contract.head_dim * np.dtype(contract.cache_dtype).itemsize
         self._slot_bytes = contract.kv_heads * capacity * self._token_bytes
         self._chunk = min(capacity, CHUNK_TOKENS)
-        self._buffers = Buffers(
-            device,
-            [*_decoder_ports(contract, slots=slots, chunk=self._chunk), *DeviceSampler.ports(slots)],
-            dict.fromkeys(self._caches, slots * self._slot_bytes),
-        )
+        ports = [*_decoder_ports(contract, slots=slots, chunk=self._chunk), *DeviceSampler.ports(slots)]
+        caches = dict.fromkeys(self._caches, slots * self._slot_bytes)
+        load = Load(slots=slots, context_tokens=capacity)
+        require_buffers(device, ports, caches, beside=graph_bytes(manifest, ("decoder",), load))
+        path = directory / manifest.artifacts["decoder"].path
+        self.session = open_session(path, device.provider, optimize=optimize, graphs=self.graphs)
+        check_decoder(self.session, contract)
+        self._sampler = DeviceSampler(device, vocab=contract.vocab_size)
+        self._buffers = Buffers(device, ports, caches)
         self._held = np.zeros(slots, np.int32)
         self._graphs: dict[Block, tuple[int, Any]] = {}
 

@@ -33,6 +33,19 @@ class Device:
         return int(getattr(self.provider, "device_id", 0))
 
 
+def require_buffers(
+    device: Device,
+    ports: Sequence[Port],
+    resident_bytes: Mapping[str, int],
+    *,
+    beside: Mapping[str, int] | None = None,
+) -> None:
+    """Raise OptionError where the GPU has not so much free. beside: what else is to be loaded, by its name."""
+    passing = sum(region_bytes(ports).values())
+    needs = {"KV cache": sum(resident_bytes.values()), "inputs and outputs": passing}
+    require_memory(device.driver, {**(beside or {}), **needs}, cure=CURE)
+
+
 class Buffers(Regions):
     """All memory of one session, allocated once. Raises OptionError where the GPU has not so much free.
 
@@ -40,9 +53,7 @@ class Buffers(Regions):
     """
 
     def __init__(self, device: Device, ports: Sequence[Port], resident_bytes: Mapping[str, int]) -> None:
-        passing = sum(region_bytes(ports).values())
-        needs = {"KV cache": sum(resident_bytes.values()), "inputs and outputs": passing}
-        require_memory(device.driver, needs, cure=CURE)
+        require_buffers(device, ports, resident_bytes)
         super().__init__(device.driver, ports, resident_bytes)
         self.device = device
         self.settle()

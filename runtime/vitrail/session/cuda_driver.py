@@ -130,6 +130,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetName": (c_char_p, c_int, c_int),
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
+    "cuDevicePrimaryCtxRelease_v2": (c_int,),
     "cuCtxSetCurrent": (c_void_p,),
     "cuThreadExchangeStreamCaptureMode": (POINTER(c_int),),
     "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
@@ -175,6 +176,10 @@ class LibCuda:
 
     def activate(self) -> None:
         self._calls.activate()
+
+    def leave(self) -> None:
+        """Give the context back, and the device memory that it takes. Nothing else of this object works afterwards."""
+        self._calls("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def memory_bytes(self) -> tuple[int, int]:
         free, total = c_size_t(), c_size_t()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrail.errors import ArtifactError, InvalidInput, OptionError
+from vitrail.manifest import ENGINE_CACHE_BYTES
 from vitrail.session.blocks import Block, Wanted, chunks, covering, distinct_rows, widened
 from vitrail.session.contract import STAGES, check_capacity, check_features, check_tiles
 from vitrail.session.cuda_driver import LibCuda, Rows
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from vitrail.session import Step
     from vitrail.session.cuda_driver import Array
     from vitrail.session.trt_engine import Shape
-
-CACHE_BYTES = 2  # of an element, in every precision
 
 
 def open_machine(provider: TensorRt) -> Machine:
@@ -147,8 +146,8 @@ class TrtDecoder:
         self._graphs = provider.graphs
         self._caches = cache_names(contract)
         self._slot_shape = (contract.kv_heads, record.capacity, contract.head_dim)
-        self._token_bytes = CACHE_BYTES * contract.head_dim
-        self._slot_bytes = CACHE_BYTES * prod(self._slot_shape)
+        self._token_bytes = ENGINE_CACHE_BYTES * contract.head_dim
+        self._slot_bytes = ENGINE_CACHE_BYTES * prod(self._slot_shape)
         ports, resident = decoder_tensors(manifest, record)
         self._workspace = Workspace(
             machine,
@@ -296,7 +295,7 @@ def _check_request(choice: Choice, *, slots: int, capacity: int) -> None:
     _check_most(choice, "slots", asked=slots, most=record.slots, option="slots")
     _check_most(choice, "context_tokens", asked=capacity, most=record.capacity, option="context")
     contract = choice.manifest.decoder
-    if CACHE_BYTES * contract.kv_heads * contract.head_dim * record.capacity % ALIGNMENT:
+    if ENGINE_CACHE_BYTES * contract.kv_heads * contract.head_dim * record.capacity % ALIGNMENT:
         raise OptionError(
             f"the decoder's engine has slots of {record.capacity} tokens, which do not end at a multiple of "
             f"{ALIGNMENT} bytes; build it with a --context that is a multiple of 64"
