@@ -1,11 +1,13 @@
 """Random weights made where they are needed: no checkpoint is written and read back.
 
 The same numbers for the same name: the exported graphs and the model that they are measured beside are the same model.
+Every layer has the numbers of the first, so that a layer is quantized once and copied.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,8 @@ from vitrail_export.graph import ALIGNMENT, Weight
 from vitrail_export.names import weight_shapes
 from vitrail_export.synthesize import Bits, Numbers, spread_of
 from vitrail_export.weights import Float32, Shape
+
+COPIED_BYTES = 64 << 20
 
 
 class RandomWeights:
@@ -50,7 +54,11 @@ class RandomWeights:
         shape = self.shapes[name]
         row = int(np.prod(shape[1:]))
         items = (stop - start) * row
-        return self._numbers.blocks(name, spread_of(name, shape), items, first=start * row)
+        return self._numbers.blocks(of_first_layer(name), spread_of(name, shape), items, first=start * row)
+
+
+def of_first_layer(name: str) -> str:
+    return re.sub(r"layers\.\d+\.", "layers.0.", name)
 
 
 def write_graph(builder: GraphBuilder, source: RandomWeights, path: Path, *, threads: int) -> None:
@@ -58,16 +66,31 @@ def write_graph(builder: GraphBuilder, source: RandomWeights, path: Path, *, thr
     weights = [value for value in builder.graph.initializers.values() if isinstance(value, Weight)]
     data = path.with_name(path.name + ".data")
     offsets, size = _lay_out([weight_bytes(weight) for weight in weights])
-    with data.open("wb") as file, ThreadPoolExecutor(threads) as pool:
+    with data.open("w+b") as file, ThreadPoolExecutor(threads) as pool:
         file.truncate(size)
-        largest_first = sorted(zip(weights, offsets, strict=True), key=lambda each: -weight_bytes(each[0]))
-        for _ in pool.map(lambda each: _write(file.fileno(), each[0], each[1], source), largest_first):
+        descriptor, originals = file.fileno(), _originals(weights, offsets)
+        largest_first = sorted(set(originals), key=lambda each: -weight_bytes(each[0]))
+        for _ in pool.map(lambda each: _write(descriptor, each[0], each[1], source), largest_first):
+            pass
+        copies = [
+            (one, start, to) for (one, start), to in zip(originals, offsets, strict=True) if start != to
+        ]
+        for _ in pool.map(lambda each: _copy(descriptor, *each), copies):
             pass
     for weight, offset in zip(weights, offsets, strict=True):
         weight.const_value = ir.ExternalTensor(
             data.name, offset, weight_bytes(weight), weight.dtype, shape=weight.shape, name=weight.name
         )
     ir.save(ir.Model(builder.graph, ir_version=11, producer_name="vitrail"), path)
+
+
+def _originals(weights: Sequence[Weight], offsets: Sequence[int]) -> list[tuple[Weight, int]]:
+    """For each weight the first that has its bytes, and where that is: the same one of the first layer."""
+    first: dict[object, tuple[Weight, int]] = {}
+    return [
+        first.setdefault((of_first_layer(weight.name), weight.dtype, tuple(weight.shape)), (weight, offset))
+        for weight, offset in zip(weights, offsets, strict=True)
+    ]
 
 
 def weight_bytes(weight: Weight) -> int:
@@ -92,3 +115,11 @@ def _write(descriptor: int, weight: Weight, offset: int, source: RandomWeights) 
             view, offset = view[written:], offset + written
     if offset != end:
         raise AssertionError(f"{weight.name} ends {end - offset} bytes early")
+
+
+def _copy(descriptor: int, weight: Weight, offset: int, to: int) -> None:
+    end = offset + weight_bytes(weight)
+    for start in range(offset, end, COPIED_BYTES):
+        block = os.pread(descriptor, min(COPIED_BYTES, end - start), start)
+        if os.pwrite(descriptor, block, to + start - offset) != min(COPIED_BYTES, end - start):
+            raise OSError(f"{weight.name} could not be copied whole")

@@ -9,6 +9,7 @@ from bench.gpu.models import Sizes, Subject
 from bench.gpu.roofline import Roofline, Work
 from bench.gpu.weights import RandomWeights, write_graph
 
+from vitrail_export.decoder import build_decoder
 from vitrail_export.graph import save_graph
 from vitrail_export.names import weight_shapes
 from vitrail_export.projector import build_projector
@@ -26,8 +27,14 @@ def test_rows_are_those_of_the_whole_and_names_differ(source):
     whole = source.load(name)
     assert whole.shape == source.shape(name)
     np.testing.assert_array_equal(source.load_rows(name, 5, 9), whole[5:9])
-    assert not np.array_equal(whole, source.load(name.replace(".0.", ".1.")))
+    assert not np.array_equal(whole, source.load(name.replace("gate", "up")))
     assert whole.std() == pytest.approx(1 / math.sqrt(whole.shape[1]), rel=0.05)
+
+
+def test_every_layer_has_the_numbers_of_the_first(source):
+    first, other = (source.load(f"text.layers.{layer}.mlp.gate.weight") for layer in (0, 1))
+    np.testing.assert_array_equal(first, other)
+    assert not np.array_equal(first, source.load("text.layers.0.mlp.up.weight"))
 
 
 def test_numbers_are_exact_in_bfloat16_as_a_checkpoints_are(source):
@@ -35,17 +42,24 @@ def test_numbers_are_exact_in_bfloat16_as_a_checkpoints_are(source):
     assert not (bits & 0xFFFF).any()
 
 
-def test_a_graph_is_written_by_several_threads_as_by_one(source, tmp_path):
+@pytest.mark.parametrize("part", ["projector", "decoder"])
+def test_a_graph_is_written_by_several_threads_as_by_one(part, source, tmp_path):
     for name, write in (("one", save_graph), ("many", write_graph)):
         (tmp_path / name).mkdir()
         extra = (lambda *_: None,) if name == "one" else ()
         options = {"threads": 3} if name == "many" else {}
-        graph = build_projector(TINY.config, TINY.options.vision_form)
-        write(graph, source, tmp_path / name / "projector.onnx", *extra, **options)
-    one, many = (onnx.load(tmp_path / name / "projector.onnx") for name in ("one", "many"))
+        write(graph(part), source, tmp_path / name / "graph.onnx", *extra, **options)
+    one, many = (onnx.load(tmp_path / name / "graph.onnx") for name in ("one", "many"))
     assert len(one.graph.initializer) > 3
     for ours, theirs in zip(many.graph.initializer, one.graph.initializer, strict=True):
         assert (ours.name, ours.raw_data) == (theirs.name, theirs.raw_data)
+
+
+def graph(part):
+    int4 = Subject("tiny", "int4")
+    if part == "decoder":
+        return build_decoder(int4.config.text, int4.options.decoder_form)
+    return build_projector(int4.config, int4.options.vision_form)
 
 
 def test_a_decode_step_reads_every_matrix_and_every_cached_token_once():
