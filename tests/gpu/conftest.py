@@ -1,6 +1,7 @@
 """Tests that need an NVIDIA GPU. `make gpu-check` runs them; elsewhere each is skipped with what is missing.
 
-VITRAIL_TEST_PROVIDER=cpu runs those that take the `provider` on a CPU: that is how they are tried out without a GPU.
+VITRAIL_TEST_PROVIDER=cpu runs those that take the `provider` on a CPU, VITRAIL_TEST_ENGINES=fake those of a TensorRT `builder` on
+engines that compute there: that is how they are tried out without a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tests.gpu import engines
 
 from vitrail.providers import Cpu, Cuda, parse_provider
 from vitrail.session.cause import driver_fault
@@ -40,14 +42,28 @@ def no_provider() -> str | None:
     return f"this onnxruntime has no CUDA ({', '.join(found)}); install onnxruntime-gpu"
 
 
+def why_not(item: pytest.Item) -> str | None:
+    """What a test lacks here: its TensorRT, its provider, or a GPU."""
+    names, callspec = getattr(item, "fixturenames", ()), getattr(item, "callspec", None)
+    if builder := callspec and callspec.params.get("builder"):
+        return engines.why_none(builder) or (None if engines.FAKE else no_gpu())
+    return no_provider() if "provider" in names else no_gpu()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE not in item.path.parents:
             continue
         item.add_marker(pytest.mark.gpu)
-        why = no_provider() if "provider" in getattr(item, "fixturenames", ()) else no_gpu()
-        if why:
+        if why := why_not(item):
             item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _fakes():
+    """Sessions of fake engines, where these are asked for."""
+    if engines.FAKE:
+        engines.use_fakes()
 
 
 @pytest.fixture(scope="session")

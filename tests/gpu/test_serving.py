@@ -1,29 +1,48 @@
 """Many streams on one GPU: none changes another, what is cancelled frees its place, and memory comes back."""
 
 import gc
-import importlib.util
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.conftest import REFERENCE, case_messages, expected_cases
 from tests.gpu.agreement import assert_same_answer
+from tests.gpu.engines import BUILDERS, FAKE, build, provider_of
 
 from vitrail.engine import Engine
-from vitrail.providers import Cuda
+from vitrail.providers import Cpu, Cuda
+from vitrail.session.cuda_driver import LibCuda
 
 CHECKPOINT = "internvl3-tiny"
 STREAMS = 16
+CONTEXT_TOKENS = 2048
 PICTURE = {"type": "image", "image": REFERENCE / "images" / "coffee.png"}
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.fixture(scope="module", params=[None, *BUILDERS], ids=lambda each: each or "onnxruntime")
+def builder(request):
+    """Whose engines are served; None for ONNX Runtime's graphs."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def directory(exported):
-    return exported(CHECKPOINT, precision="float16", vision_precision="float16")
+def provider(builder, provider):
+    return provider if builder is None else provider_of(builder)
+
+
+@pytest.fixture(scope="module")
+def directory(builder, exported, tmp_path_factory):
+    half = {"precision": "float16", "vision_precision": "float16"}
+    if builder is None:
+        return exported(CHECKPOINT, **half)
+    shape = {"slots": STREAMS, "context_tokens": CONTEXT_TOKENS, "max_tiles": 5, "chunk": 256}
+    export = exported(CHECKPOINT, dialect="standard", **half)
+    return build(export, tmp_path_factory.mktemp("engines"), builder=builder, **shape)
 
 
 def load(directory, provider, **settings):
@@ -96,10 +115,11 @@ def test_a_request_that_fails_ends_alone(engine):
 
 def used_bytes(provider):
     """Device memory in use, whoever uses it; this process's on a CPU."""
-    if not isinstance(provider, Cuda):
+    if FAKE or isinstance(provider, Cpu):
         return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
-    torch = pytest.importorskip("torch")
-    free, total = torch.cuda.mem_get_info(provider.device_id)
+    driver = LibCuda(provider.device_id)
+    driver.activate()
+    free, total = driver.memory_bytes()
     return total - free
 
 
@@ -115,10 +135,11 @@ def test_memory_comes_back_when_an_engine_is_closed(directory, provider):
     assert max(left[2:]) - left[1] < (16 << 20)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="memory is asked of torch")
 def test_the_cache_takes_what_its_slots_hold(directory, provider):
     if not isinstance(provider, Cuda):
-        pytest.skip("a CPU's cache takes memory as tokens arrive")
+        pytest.skip(
+            "a CPU's cache takes memory as tokens arrive, an engine's for the slots that it was built for"
+        )
     taken = []
     for slots in (2, 34):
         before = used_bytes(provider)
@@ -133,7 +154,7 @@ def test_the_cache_takes_what_its_slots_hold(directory, provider):
 
 def test_the_reference_conversation_goes_on_from_what_is_cached(directory, provider):
     expected = expected_cases(CHECKPOINT)["multi_turn"]
-    with load(directory, provider, context_tokens=4096, prefix_cache=True) as engine:
+    with load(directory, provider, context_tokens=CONTEXT_TOKENS, prefix_cache=True) as engine:
         asked = {"max_tiles": 4, "max_tokens": 8, "ignore_eos": True, "logprobs": 20}
         fresh = engine.chat(case_messages(expected), **asked)
         again = engine.chat(case_messages(expected), **asked)
@@ -179,11 +200,11 @@ def test_the_same_seed_draws_the_same_answer(engine):
 
 
 def test_graphs_change_no_answer(directory, provider):
-    if not isinstance(provider, Cuda):
+    if isinstance(provider, Cpu):
         pytest.skip("CUDA graphs are a GPU's")
     answers = []
     for graphs in (True, False):
-        with load(directory, Cuda(device_id=provider.device_id, graphs=graphs)) as engine:
+        with load(directory, replace(provider, graphs=graphs)) as engine:
             with ThreadPoolExecutor(5) as pool:
                 batch = list(pool.map(lambda number: answer(engine, number), range(5)))
             answers.append([*batch, *(answer(engine, number) for number in range(3))])

@@ -2,33 +2,27 @@
 
 import gc
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import case_messages, case_options, expected_cases
 from tests.gpu.agreement import cosine
+from tests.gpu.engines import BUILDERS, build
 from tests.runtime.trt.steps import a_conversation, step
 
-from vitrail.engine import Engine
 from vitrail.errors import OptionError, VitrailError
 from vitrail.manifest import load_manifest
 from vitrail.providers import Cpu, TensorRt
 from vitrail.sample import Draw, draw
-from vitrail.session.cuda_driver import LibCuda
+from vitrail.session import trt as trt_sessions
 from vitrail.session.open import open_decoder, open_vision
-from vitrail.session.trt import open_machine
-from vitrail.session.trt_library import PACKAGES
 
 CHECKPOINT, SLOTS, CAPACITY = "internvl3-tiny", 4, 512
 FLOOR = {"fp16": 0.999, "bf16": 0.99}
 
 
-@pytest.fixture(scope="module", params=sorted(PACKAGES))
+@pytest.fixture(scope="module", params=BUILDERS)
 def builder(request):
-    if find_spec(PACKAGES[request.param]) is None:
-        pytest.skip(f"{request.param} is not installed")
     return request.param
 
 
@@ -39,20 +33,9 @@ def precision(request):
 
 @pytest.fixture(scope="module")
 def directory(builder, precision, exported, tmp_path_factory):
-    """An export with engines for this GPU; skipped where the builder has no support for it."""
-    from vitrail_export.engine.build import build_engines
-    from vitrail_export.engine.options import EngineOptions
-
     export = exported(CHECKPOINT, precision="float16", vision_precision="float16", dialect="standard")
-    made = Path(shutil.copytree(export, tmp_path_factory.mktemp("engines") / "export"))
-    wanted = {"targets": ("current",), "precision": precision, "slots": SLOTS, "context_tokens": CAPACITY}
-    try:
-        build_engines(
-            made, EngineOptions(builder=builder, decoder=True, max_tiles=3, prefill_chunk=32, **wanted)
-        )
-    except OptionError as error:
-        pytest.skip(str(error))
-    return made
+    shape = {"slots": SLOTS, "context_tokens": CAPACITY}
+    return build(export, tmp_path_factory.mktemp("engines"), builder=builder, precision=precision, **shape)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +46,7 @@ def manifest(directory):
 @pytest.fixture(scope="module")
 def machine(builder):
     """One for all tests, so that what a session gives back shows in its driver's memory."""
-    return open_machine(TensorRt(rtx=builder == "tensorrt-rtx"))
+    return trt_sessions.open_machine(TensorRt(rtx=builder == "tensorrt-rtx"))
 
 
 @pytest.fixture(params=[True, False], ids=["graphs", "no graphs"])
@@ -132,13 +115,6 @@ def test_pictures_have_the_cpus_embeds(directory, manifest, trt, precision):
         assert cosine(vision.project(vision.encode(tiles)), expected) >= FLOOR[precision]
 
 
-def test_a_question_is_answered(directory, trt):
-    case = expected_cases(CHECKPOINT)["text_only"]
-    with Engine.load(directory, slots=2, context_tokens=CAPACITY, provider=trt) as engine:
-        answer = engine.chat(case_messages(case), **case_options(case))
-    assert len(answer.choices[0].token_ids) == 24
-
-
 def test_memory_comes_back_when_a_session_is_gone(directory, manifest, trt, machine):
     def free_bytes():
         gc.collect()
@@ -156,11 +132,11 @@ def test_memory_comes_back_when_a_session_is_gone(directory, manifest, trt, mach
     assert before - free_bytes() < 64 << 20
 
 
-def test_an_engine_for_another_gpu_is_refused(directory, manifest, trt):
+def test_an_engine_for_another_gpu_is_refused(directory, manifest, trt, machine):
     foreign = tuple(each.model_copy(update={"targets": ("sm_53",)}) for each in manifest.engines)
     changed = manifest.model_copy(update={"engines": foreign})
     with pytest.raises(
-        VitrailError, match=f"{LibCuda(0).gpu.target} is needed; build one with: vitrail engine"
+        VitrailError, match=f"{machine.driver.gpu.target} is needed; build one with: vitrail engine"
     ):
         open_vision(directory, changed, trt)
 

@@ -1,0 +1,64 @@
+"""Exports with TensorRT engines for the GPU that is here, which tests of several files are run on.
+
+VITRAIL_TEST_ENGINES=fake puts in their place engines that compute on the CPU, on a machine as strict as TensorRT: that is
+how these tests are tried out without a GPU. Precisions of engines then make no difference.
+"""
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from vitrail.errors import ExportError, OptionError
+from vitrail.providers import TensorRt
+from vitrail.session import trt
+from vitrail.session.trt_library import PACKAGES
+
+FAKE = os.environ.get("VITRAIL_TEST_ENGINES") == "fake"
+BUILDERS = sorted(PACKAGES)
+
+
+def why_none(builder):
+    """Why the builder is not here; None where it is."""
+    return None if FAKE or find_spec(PACKAGES[builder]) else f"{builder} is not installed"
+
+
+def provider_of(builder):
+    return TensorRt(rtx=builder == "tensorrt-rtx")
+
+
+def use_fakes():
+    """Sessions from now on open on fake machines."""
+    from tests.runtime.engine_fakes import fake_machine
+
+    trt.open_machine = lambda provider: fake_machine(builder="tensorrt-rtx" if provider.rtx else "tensorrt")
+
+
+def build(
+    export, out, *, builder, precision="fp16", slots=4, context_tokens=512, max_tiles=3, chunk=32, **given
+):
+    """A copy of an export with all engines; skips the test where the builder cannot, or may not, build them here."""
+    made = Path(shutil.copytree(export, out / "export"))
+    if FAKE:
+        from tests.runtime.engine_fakes import with_engines
+
+        with_engines(
+            made, builder=builder, slots=slots, capacity=context_tokens, chunk=chunk, tiles=max_tiles
+        )
+        return made
+    from vitrail_export.engine.build import build_engines
+    from vitrail_export.engine.options import EngineOptions
+
+    shape = {"slots": slots, "context_tokens": context_tokens, "max_tiles": max_tiles, "prefill_chunk": chunk}
+    try:
+        build_engines(
+            made,
+            EngineOptions(
+                builder=builder, decoder=True, precision=precision, targets=("current",), **shape, **given
+            ),
+        )
+    except (OptionError, ExportError) as error:
+        pytest.skip(f"no {precision} engines of {builder}: {error}")
+    return made
