@@ -67,7 +67,7 @@ class Engine:
     ) -> None:
         self.manifest = manifest
         self._tokenizer = tokenizer
-        self._vision = FeatureCache(vision.see, limit_bytes=feature_cache_bytes)
+        self._vision = FeatureCache(vision, limit_bytes=feature_cache_bytes)
         self._pictures = Pictures()
         self._vision_lock = threading.Lock()
         self._tiles_per_look = tiles_per_look

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from vitrail.core import Float, Uint8
+    from vitrail.session import VisionSession
 
 DEFAULT_LIMIT_BYTES = 128 << 20
 
@@ -30,35 +31,43 @@ def check_limit(limit_bytes: int) -> int:
 
 
 class Recalled(NamedTuple):
-    """Of n tiles: embeds [n, ...], and which of them were known before, bool [n]."""
+    """Of n tiles: features or embeds [n, ...], and which of them were known before, bool [n]."""
 
     rows: Float
     known: npt.NDArray[np.bool_]
 
 
 class FeatureCache:
-    """What a VisionSession saw in the tiles that it was shown, least recently used first out.
+    """What the tiles that a VisionSession is shown were encoded to, least recently used first out: features where it is
+    asked to encode, embeds where it is asked to see.
 
-    see: the session's. limit_bytes bounds what is kept; 0 keeps none. Not for several threads at once.
+    limit_bytes bounds what is kept; 0 keeps none. Not for several threads at once.
     """
 
-    def __init__(self, see: Callable[[Uint8], Float], *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+    def __init__(self, session: VisionSession, *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         self.limit_bytes = check_limit(limit_bytes)
         self.hits = self.misses = self.size_bytes = 0
-        self._see = see
+        self._session = session
         self._features: OrderedDict[bytes, Float] = OrderedDict()
 
+    def encode(self, tiles: Uint8) -> Recalled:
+        """The session's features; equal tiles are encoded once, known ones not at all."""
+        return self._recall(b"features", self._session.encode, tiles)
+
     def see(self, tiles: Uint8) -> Recalled:
-        """The session's embeds; equal tiles are encoded once, known ones not at all."""
+        """The session's embeds, as encode remembers features."""
+        return self._recall(b"embeds", self._session.see, tiles)
+
+    def _recall(self, kind: bytes, compute: Callable[[Uint8], Float], tiles: Uint8) -> Recalled:
         if not self.limit_bytes or not len(tiles):
             self.misses += len(tiles)
-            return Recalled(self._see(tiles), np.zeros(len(tiles), np.bool_))
-        keys = [digest(tile) for tile in tiles]
+            return Recalled(compute(tiles), np.zeros(len(tiles), np.bool_))
+        keys = [kind + digest(tile) for tile in tiles]
         known = [key in self._features for key in keys]
         new = {key: place for place, key in enumerate(keys) if not known[place]}
         found = {key: self._features[key] for key in keys if key not in new}
         if new:
-            fresh = self._see(tiles if len(new) == len(tiles) else tiles[list(new.values())])
+            fresh = compute(tiles if len(new) == len(tiles) else tiles[list(new.values())])
             found.update(zip(new, fresh, strict=True))
         self.misses += len(new)
         self.hits += len(keys) - len(new)

@@ -55,12 +55,11 @@ def test_every_model_is_named_as_its_folder_and_python_models_are_one_line(confi
     assert configs[wire.ENSEMBLE].platform == "ensemble"
 
 
-def test_the_batch_dimension_of_the_vision_encoder_is_the_tile(configs):
-    vision = configs[wire.VISION_ENCODER]
-    assert vision.max_batch_size == BATCH_TILES
-    assert vision.HasField("dynamic_batching")
-    assert names(vision.input) == {wire.TILES}
-    assert names(vision.output) == {wire.IMAGE_EMBEDS, VISION_STARTED, TILES_REUSED}
+def test_the_batch_dimension_of_the_vision_models_is_the_tile(configs):
+    for model, tensor in ((wire.VISION_ENCODER, wire.TILES), (wire.PROJECTOR, wire.FEATURES)):
+        assert configs[model].max_batch_size == BATCH_TILES
+        assert configs[model].HasField("dynamic_batching")
+        assert [entry.name for entry in configs[model].input] == [tensor]
 
 
 def test_the_decoder_streams_and_every_one_of_its_inputs_may_be_left_out(configs):
@@ -80,7 +79,7 @@ def test_the_ensemble_passes_the_whole_question_on_and_its_types_are_the_decoder
     types = {entry.name: (entry.data_type, list(entry.dims)) for entry in decoder.input}
     assert all(types[entry.name] == (entry.data_type, list(entry.dims)) for entry in ensemble.input)
     steps = {step.model_name: step for step in ensemble.ensemble_scheduling.step}
-    assert set(steps) == {wire.VISION_ENCODER, wire.DECODER}
+    assert set(steps) == {wire.VISION_ENCODER, wire.PROJECTOR, wire.DECODER}
     assert set(steps[wire.DECODER].input_map) == QUESTION | {wire.IMAGE_EMBEDS, VISION_STARTED, TILES_REUSED}
 
 
@@ -89,7 +88,7 @@ def test_a_written_repository_tells_models_and_clients_all_they_need(exported, t
     artifacts = exported(checkpoint)
     settings = ServingSettings(decoder=Settings(slots=3, context_tokens=600), provider=Cuda(1, 2 << 30))
     out = write_repository(artifacts, tmp_path / "models", settings=settings)
-    for model in (wire.VISION_ENCODER, wire.DECODER):
+    for model in (wire.VISION_ENCODER, wire.PROJECTOR, wire.DECODER):
         assert parameters(out, model)[wire.ARTIFACTS_PARAMETER] == str(artifacts)
         assert settings_from_json(parameters(out, model)[repository.SETTINGS_PARAMETER]) == settings
     contract = wire.contract_from_json(parameters(out, wire.DECODER)[wire.CONTRACT_PARAMETER])

@@ -18,7 +18,7 @@ from vitrail.manifest import load_manifest
 from vitrail.providers import Cpu
 from vitrail.triton import log
 from vitrail.triton.options import ServerOptions
-from vitrail.triton.repository import ServingSettings, models_of, write_repository
+from vitrail.triton.repository import MODELS, ServingSettings, write_repository
 from vitrail.triton.serve import supervised
 from vitrail.triton.server import Server
 from vitrail.triton.targets import VERSION_PARAMETER, parse_config
@@ -81,7 +81,7 @@ def test_text_is_answered_beside_a_vision_model_that_cannot_be_loaded(artifacts,
             wire.VISION_ENCODER: "the weights are no weights; export again",
             wire.ENSEMBLE: "it needs vision_encoder",
         }
-        assert server.watched == (wire.DECODER,)
+        assert server.watched == (wire.PROJECTOR, wire.DECODER)
         assert answer(server.grpc_url) == expected
         with pytest.raises(ServerError, match="does not serve this model"):
             answer(server.grpc_url, PICTURED)
@@ -142,14 +142,16 @@ def test_unless_told_to_keep_going_a_server_ends_and_says_how_to(artifacts):
     assert server.pid is None
 
 
-LOGGED = FAILED.format(model="vision_encoder", reason="[artifact] no graph") + LOADED.format(model="decoder")
+LOGGED = FAILED.format(model="vision_encoder", reason="[artifact] no graph") + "".join(
+    LOADED.format(model=model) for model in ("projector", "decoder")
+)
 
 
 def test_the_log_and_the_server_together_tell_what_is_missing_and_why():
     """The server knows better, where a log is told to be silent."""
-    missing = log.missing_models(LOGGED, models_of("cpu"), is_ready=lambda _: False)
+    missing = log.missing_models(LOGGED, MODELS, is_ready=lambda _: False)
     assert missing == {"vision_encoder": "no graph", "internvl": "it needs vision_encoder"}
-    assert not log.missing_models("", models_of("cpu"), is_ready=lambda _: True)
+    assert not log.missing_models("", MODELS, is_ready=lambda _: True)
     assert log.missing_models("", ["internvl"], is_ready=lambda _: False) == {
         "internvl": "no reason is given"
     }

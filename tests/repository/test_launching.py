@@ -25,7 +25,6 @@ def flags(options):
         binary=Path("tritonserver"),
         backends=(),
         repository=Path("models"),
-        models=("decoder",),
         region_prefix="r",
         admin_key="k",
     )

@@ -135,7 +135,7 @@ def test_phases_arrive_as_spans_in_the_asker_s_trace_below_triton_s(server, coll
         """Name and id; the request's announcement is a decoder's span, too."""
         return {(span["name"], span["spanId"]) for scope, span in mine() if scope == "triton-server"}
 
-    phases, models = {"vision", "queue", "prefill", "decode"}, {"vision_encoder", "internvl"}
+    phases, models = {"vision", "queue", "prefill", "decode"}, {"vision_encoder", "projector", "internvl"}
 
     def missing():
         return (phases - set(own())) | (models - {name for name, _ in tritons()})

@@ -76,14 +76,16 @@ def kill(server, model):
     return time.monotonic(), stub
 
 
-def test_a_dead_vision_encoder_fails_its_requests_and_is_loaded_again_beside_the_others(server):
-    pid, victim = server.pid, "vision_encoder"
+@pytest.mark.parametrize("victim", ["vision_encoder", "projector"])
+def test_a_dead_vision_model_fails_its_requests_and_is_loaded_again_beside_the_others(server, victim):
+    pid = server.pid
     pictured = [
         Load(server.grpc_url, model, tokens=1, tensors=new_picture) for model in ("internvl", "decoder") * 2
     ]
     text = Load(server.grpc_url, "decoder")
     time.sleep(1.0)
-    await_work(server, victim)
+    if victim == "vision_encoder":
+        await_work(server, victim)
     killed_s, stub = kill(server, victim)
     assert wait_until(lambda: server.stubs().get(victim, stub) != stub, within_s=BACK_WITHIN_S)
     assert wait_until(
@@ -92,7 +94,7 @@ def test_a_dead_vision_encoder_fails_its_requests_and_is_loaded_again_beside_the
     answers = [answer for load in pictured for answer in load.stop()]
     assert not any(answer.hung for _, _, answer in answers)
     touched = [answer for answer in answers if answer[2].error]
-    assert touched, "the kill came between two requests"
+    assert touched or victim == "projector", "the kill came between two requests"
     assert not any("Traceback" in answer.error or "/" in answer.error for _, _, answer in touched)
     assert all(ended_s - max(began_s, killed_s) < ERROR_WITHIN_S for began_s, ended_s, _ in touched)
     assert all(answer.error is None and answer.texts for _, _, answer in text.stop()), (

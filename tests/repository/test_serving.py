@@ -11,6 +11,7 @@ import tritonclient.grpc as triton
 from tests.repository.bad_inputs import BAD_INPUTS
 from tests.repository.raw import Answer, ask, ints, tensor, text
 from tests.repository.watching import waiting
+from tritonclient.utils import InferenceServerException
 
 from vitrail.client.wire import delta_from_json
 from vitrail.manifest import load_manifest
@@ -63,9 +64,9 @@ def vision_batches(server):
     return Counter({batch.batch_size: batch.compute_infer.count for batch in stats.batch_stats})
 
 
-def see(server, tiles):
+def infer(server, model, name, array, *, output):
     with triton.InferenceServerClient(server.grpc_url) as client:
-        return client.infer("vision_encoder", [tensor("tiles", tiles)]).as_numpy("image_embeds")
+        return client.infer(model, [tensor(name, array)]).as_numpy(output)
 
 
 def test_tiles_of_concurrent_requests_share_a_run_and_every_answer_is_its_solo_one(server, tiles):
@@ -84,7 +85,10 @@ def test_tiles_of_concurrent_requests_share_a_run_and_every_answer_is_its_solo_o
     # While the encoder works on tiles that no cache knows, the others wait for it together.
     unknown = np.random.default_rng(9).integers(0, 256, (40, 3, 448, 448), np.uint8)
     with ThreadPoolExecutor(2 + len(pictures)) as pool:
-        busy = [pool.submit(see, server, half) for half in np.split(unknown, 2)]
+        busy = [
+            pool.submit(infer, server, "vision_encoder", "tiles", half, output="features")
+            for half in np.split(unknown, 2)
+        ]
         assert wait_until(lambda: waiting(server, "vision_encoder"), within_s=60, every_s=0.01)
         together = [answer.text for answer in pool.map(lambda picture: describe(server, picture), pictures)]
         for each in busy:
@@ -102,7 +106,7 @@ def test_a_backlog_is_no_single_run_while_a_large_picture_runs_whole(server):
     parts = [pictures[:20], *np.split(pictures[20:], 8)]
     before = vision_batches(server)
     with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(lambda part: see(server, part), parts))
+        list(pool.map(lambda part: infer(server, "vision_encoder", "tiles", part, output="features"), parts))
 
     def runs():
         return vision_batches(server) - before
@@ -117,14 +121,18 @@ def test_more_tiles_than_one_run_holds_are_split_and_none_is_lost(server, tiles)
     vision = OrtVision(
         server.artifacts, load_manifest(server.artifacts), provider=Cpu(threads=1), tiles_per_run=12
     )
-    np.testing.assert_allclose(see(server, tiles), vision.see(tiles), atol=1e-4)
+    features = infer(server, "vision_encoder", "tiles", tiles, output="features")
+    np.testing.assert_allclose(features, vision.encode(tiles), atol=1e-4)
+    embeds = infer(server, "projector", "features", features, output="image_embeds")
+    np.testing.assert_allclose(embeds, vision.project(features), atol=1e-4)
 
 
 def test_both_routes_and_embeds_made_by_the_client_give_the_same_answer(server, tiles):
     expected = describe(server, tiles[:5], num_tiles=ints(2, 3))
     assert expected.texts
     assert describe(server, tiles[:5], "decoder", num_tiles=ints(2, 3)).text == expected.text
-    embeds = see(server, tiles[:5])
+    features = infer(server, "vision_encoder", "tiles", tiles[:5], output="features")
+    embeds = infer(server, "projector", "features", features, output="image_embeds")
     own = ask(
         server.grpc_url,
         "decoder",
@@ -188,6 +196,13 @@ def test_no_tiles_is_text_alone_for_the_decoder_and_an_error_for_the_ensemble(se
     none = np.zeros((0, 3, 448, 448), np.uint8)
     assert describe(server, none, "decoder").texts
     assert "tiles" in describe(server, none).error
+
+
+def test_the_projector_refuses_features_of_another_model(server):
+    with pytest.raises(
+        InferenceServerException, match=r"\[invalid_input\] input 'features' is \[1, 256, 128\]"
+    ):
+        infer(server, "projector", "features", np.zeros((1, 256, 128), np.float32), output="image_embeds")
 
 
 def abort(server, request_id):

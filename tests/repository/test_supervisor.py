@@ -103,16 +103,22 @@ def supervised():
     assert server.calls["stop"] == 1
 
 
-def test_a_dead_vision_encoder_is_reloaded_alone(supervised):
+@pytest.mark.parametrize("model", ["vision_encoder", "projector"])
+def test_a_dead_vision_model_is_reloaded_alone(supervised, model):
     server, events, _, _ = supervised
-    server.die("vision_encoder")
+    server.die(model)
     assert wait_until(lambda: len(events) == 2, within_s=60)
-    assert events == [
-        "the process of 'vision_encoder' died; loading it again",
-        "'vision_encoder' serves again",
-    ]
-    assert server.calls == {"start": 1, "reload vision_encoder": 1}
+    assert events == [f"the process of '{model}' died; loading it again", f"'{model}' serves again"]
+    assert server.calls == {"start": 1, f"reload {model}": 1}
+
+
+def test_both_vision_models_may_die_at_once(supervised):
+    server, events, _, _ = supervised
+    server.die("projector")
+    server.die("vision_encoder")
+    assert wait_until(lambda: len(events) == 4, within_s=60)
     assert set(server.stubs()) == set(WATCHED)
+    assert server.calls["start"] == 1
 
 
 def test_a_dead_decoder_takes_the_whole_server(supervised):
@@ -132,8 +138,8 @@ def test_a_server_that_ended_is_started_again(supervised):
 
 def test_a_model_that_cannot_be_reloaded_costs_a_restart(supervised):
     server, events, _, _ = supervised
-    server.broken.add("vision_encoder")
-    server.die("vision_encoder")
+    server.broken.add("projector")
+    server.die("projector")
     assert wait_until(lambda: server.calls["start"] == 2 and server.is_running, within_s=60)
     assert events[-1] == "cannot load; starting the server again"
 
@@ -141,8 +147,8 @@ def test_a_model_that_cannot_be_reloaded_costs_a_restart(supervised):
 def test_a_reload_that_outlives_its_server_leaves_the_next_one_alone(supervised):
     server, events, _, _ = supervised
     server.gate.clear()
-    server.die("vision_encoder")
-    assert wait_until(lambda: server.calls["reload vision_encoder"] == 1, within_s=60)
+    server.die("projector")
+    assert wait_until(lambda: server.calls["reload projector"] == 1, within_s=60)
     server.die("decoder")
     assert wait_until(lambda: server.calls["start"] == 2 and server.is_running, within_s=60)
     before = server.stubs()

@@ -21,7 +21,7 @@ from vitrail.manifest import load_manifest
 from vitrail.providers import Cpu, Cuda, TensorRt
 from vitrail.settings import Settings
 from vitrail.triton.options import ServerOptions
-from vitrail.triton.repository import ServingSettings, contract, models_of, write_repository
+from vitrail.triton.repository import MODELS, ServingSettings, contract, write_repository
 from vitrail.triton.server import Server
 from vitrail.triton.targets import default_provider, parse_config
 from vitrail.triton.vision_models import PARAMETER, vision_models_from_json
@@ -65,8 +65,8 @@ def fit(one, other):
 
 
 def test_every_step_of_the_ensemble_gets_what_the_one_before_gives(written):
-    target, repository = written
-    configs = {model: read(repository, model) for model in models_of(target)}
+    _, repository = written
+    configs = {model: read(repository, model) for model in MODELS}
     assert all(config.name == model for model, config in configs.items())
     ensemble = configs[wire.ENSEMBLE]
     flowing = shaped(ensemble.input, batched=False)
@@ -125,14 +125,14 @@ def test_the_decoder_s_tensors_stay_on_the_gpu_but_on_a_jetson(written):
     only_host = config.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value
     assert only_host == ("yes" if target == "jetson" else "no")
     vision = vision_models_from_json(config.parameters[PARAMETER].string_value)
-    assert (vision.embeds, vision.apart) == ("embeds", True)
+    assert (vision.embeds, vision.reports) == ("embeds", False)
     told = wire.contract_from_json(config.parameters[wire.CONTRACT_PARAMETER].string_value)
     assert told.ensemble_tiles == vision.batch_tiles == read(repository, wire.PROJECTOR).max_batch_size
 
 
 def test_a_repository_for_the_cpu_has_no_gpu_in_it(artifacts, tmp_path):
     repository = write_repository(artifacts, tmp_path / "models")
-    for model in models_of("cpu"):
+    for model in MODELS:
         assert all(
             group.kind == pb.ModelInstanceGroup.KIND_CPU for group in read(repository, model).instance_group
         )
@@ -241,7 +241,7 @@ def test_triton_s_own_backends_answer_as_our_adapters_do(exported, tmp_path):
 
     def compose(artifacts, out, *, settings, keep_going):
         write_repository(artifacts, out, settings=replace(settings, provider=Cpu()), keep_going=keep_going)
-        for model in models_of("cuda"):
+        for model in MODELS:
             stand_in(out / model)
 
     options = ServerOptions(grpc_port=0, http_port=0, metrics_port=0, exit_timeout_s=5)

@@ -198,7 +198,6 @@ def test_a_url_without_a_path_is_the_standard_one_and_triton_gets_the_same():
         binary=Path("b"),
         backends=(),
         repository=Path("r"),
-        models=("decoder",),
         region_prefix="p",
         admin_key="k",
     )
@@ -237,9 +236,9 @@ def test_nobody_s_pulse_is_no_file(tmp_path):
     assert read_pulse(tmp_path, "decoder") is None
 
 
-def test_every_run_of_the_encoder_is_progress_and_what_is_seen_is_the_same():
+def test_every_run_of_the_encoder_is_progress_and_the_features_are_the_same():
     class Session:
-        def see(self, tiles):
+        def encode(self, tiles):
             seen.append(work.progress())
             return tiles.astype(np.float32)
 
@@ -248,8 +247,8 @@ def test_every_run_of_the_encoder_is_progress_and_what_is_seen_is_the_same():
     tiles = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
     assert work.progress() is None
     with work:
-        np.testing.assert_array_equal(counted.see(tiles), tiles)
-        assert len(counted.see(tiles[:0])) == 0
+        np.testing.assert_array_equal(counted.encode(tiles), tiles)
+        assert len(counted.encode(tiles[:0])) == 0
     assert len(set(seen)) == 4
     assert work.progress() is None
 

@@ -176,8 +176,8 @@ class SlowVision(FakeVision):
 
 @pytest.mark.parametrize(("deadline_s", "encoded"), [(1e-6, 0), (0.15, 2)])
 def test_a_deadline_ends_a_request_before_its_next_tiles_are_encoded(deadline_s, encoded):
-    vision = SlowVision()
-    with make(vision=vision) as engine:
+    with make(vision=SlowVision()) as engine:
+        vision = engine._vision._session
         many = Image.radial_gradient("L").resize((168, 28)).convert("RGB")
         messages = [{"role": "user", "content": [{"type": "image", "image": many}]}]
         assert engine.prompt(messages).tiles.shape[0] == 7
@@ -263,9 +263,10 @@ def test_the_engine_module_loads_no_onnxruntime():
 
 
 def test_image_embeds_reach_their_places():
-    session, vision = FakeDecoder(capacity=400), FakeVision()
-    with make(session, vision=vision) as engine:
+    session = FakeDecoder(capacity=400)
+    with make(session) as engine:
         engine.chat(ask(), max_tokens=1)
         ids = np.array(engine.prompt(ask()).token_ids)
-        expected = vision.see(engine.prompt(ask()).tiles).reshape(-1, 8)
+        vision = engine._vision._session
+        expected = vision.project(vision.encode(engine.prompt(ask()).tiles)).reshape(-1, 8)
     assert np.allclose(session.cache[0, : len(ids)][ids == IMAGE_CONTEXT_ID], expected)

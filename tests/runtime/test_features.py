@@ -34,22 +34,32 @@ FEATURE_BYTES = 8
 
 def cache(limit=100 * FEATURE_BYTES):
     session = Counting()
-    return session, FeatureCache(session.see, limit_bytes=limit)
+    return session, FeatureCache(session, limit_bytes=limit)
 
 
 def test_only_unknown_tiles_are_encoded_and_the_order_is_kept():
     session, cached = cache()
-    cached.see(tiles(1, 2, 3))
-    again, known = cached.see(tiles(3, 9, 1))
+    cached.encode(tiles(1, 2, 3))
+    again, known = cached.encode(tiles(3, 9, 1))
     assert session.runs == [3, 1]
     assert known.tolist() == [True, False, True]
-    np.testing.assert_array_equal(again, Counting().see(tiles(3, 9, 1)))
+    np.testing.assert_array_equal(again, Counting().encode(tiles(3, 9, 1)))
     assert (cached.hits, cached.misses) == (2, 4)
+
+
+def test_what_is_seen_is_remembered_apart_from_what_is_encoded():
+    session, cached = cache()
+    assert cached.see(tiles(1, 2)).known.tolist() == [False, False]
+    embeds, known = cached.see(tiles(2, 3))
+    assert known.tolist() == [True, False]
+    np.testing.assert_array_equal(embeds, Counting().see(tiles(2, 3)))
+    assert not cached.encode(tiles(1)).known.any()
+    assert session.runs == [2, 1, 1]
 
 
 def test_equal_tiles_of_one_call_are_encoded_once():
     session, cached = cache()
-    np.testing.assert_array_equal(cached.see(tiles(5, 6, 5)).rows, Counting().see(tiles(5, 6, 5)))
+    np.testing.assert_array_equal(cached.encode(tiles(5, 6, 5)).rows, Counting().encode(tiles(5, 6, 5)))
     assert session.runs == [2]
 
 
@@ -57,32 +67,32 @@ def test_a_tile_that_differs_in_one_pixel_is_another():
     session, cached = cache()
     first, other = tiles(1), tiles(1)
     other[0, 2, 3, 3] = 2
-    cached.see(first)
-    cached.see(other)
+    cached.encode(first)
+    cached.encode(other)
     assert session.runs == [1, 1]
 
 
 def test_the_least_recently_used_goes_when_the_limit_is_reached():
     session, cached = cache(limit=2 * FEATURE_BYTES)
-    cached.see(tiles(1, 2))
-    cached.see(tiles(1))
-    cached.see(tiles(3))
+    cached.encode(tiles(1, 2))
+    cached.encode(tiles(1))
+    cached.encode(tiles(3))
     assert cached.size_bytes == 2 * FEATURE_BYTES
     assert session.runs == [2, 1]
-    assert cached.see(tiles(1, 2, 3)).known.tolist() == [True, False, True]
+    assert cached.encode(tiles(1, 2, 3)).known.tolist() == [True, False, True]
 
 
 def test_a_request_larger_than_the_cache_is_answered_whole():
     _, cached = cache(limit=2 * FEATURE_BYTES)
     many = tiles(*range(6))
-    np.testing.assert_array_equal(cached.see(many).rows, Counting().see(many))
+    np.testing.assert_array_equal(cached.encode(many).rows, Counting().encode(many))
     assert cached.size_bytes <= cached.limit_bytes
 
 
 def test_a_limit_of_zero_turns_it_off():
     session, cached = cache(limit=0)
-    cached.see(tiles(1))
-    assert not cached.see(tiles(1)).known[0]
+    cached.encode(tiles(1))
+    assert not cached.encode(tiles(1)).known[0]
     assert session.runs == [1, 1]
     assert (cached.hits, cached.misses) == (0, 2)
 
@@ -94,4 +104,4 @@ def test_a_limit_above_the_memory_is_refused():
 
 def test_a_negative_limit_is_refused_with_a_cure():
     with pytest.raises(OptionError, match=r"is -1 bytes; give 0 \(off\) or more"):
-        FeatureCache(Counting().see, limit_bytes=-1)
+        FeatureCache(Counting(), limit_bytes=-1)

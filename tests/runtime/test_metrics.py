@@ -138,13 +138,13 @@ def test_turns_go_on_while_a_decoder_works_and_stand_still_in_a_step_that_does_n
 
 def test_readings_of_a_feature_cache_follow_it():
     class Bright:
-        def see(self, tiles):
+        def encode(self, tiles):
             return tiles.reshape(len(tiles), -1)[:, :1].astype(np.float32)
 
-    cache = FeatureCache(Bright().see, limit_bytes=100)
+    cache = FeatureCache(Bright(), limit_bytes=100)
     tiles = np.arange(2, dtype=np.uint8).reshape(2, 1, 1, 1)
-    cache.see(tiles)
-    cache.see(tiles)
+    cache.encode(tiles)
+    cache.encode(tiles)
     read = feature_readings(cache)
     assert set(read) == set(FEATURE_SERIES)
     assert (read[metrics.FEATURE_HITS], read[metrics.FEATURE_MISSES]) == (2, 2)

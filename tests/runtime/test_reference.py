@@ -52,7 +52,8 @@ def test_visual_features_equal_the_reference(case):
     expected, engine = case
     if not expected["tiles_per_image"]:
         return
-    embeds = engine._vision.see(prompt_of(expected, engine).tiles).rows
+    vision = engine._vision._session
+    embeds = vision.project(vision.encode(prompt_of(expected, engine).tiles))
     np.testing.assert_allclose(embeds[0, 0, :6], expected["vision_first"], atol=1e-4)
     np.testing.assert_allclose(embeds[-1, -1, -6:], expected["vision_last"], atol=1e-4)
     assert np.linalg.norm(embeds) == pytest.approx(expected["vision_norm"], rel=1e-5)

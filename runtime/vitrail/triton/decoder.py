@@ -137,13 +137,10 @@ def _outputs(delta: Delta) -> list[Any]:
 def _see(tiles: Uint8, request: Request, remaining_s: float, *, vision: VisionModels) -> Seen:
     """By way of the vision models, in whose queues it waits no longer than `remaining_s`. Raises what they answer."""
     infer = partial(_infer, request_id=request.id, timeout_us=max(1, int(1e6 * remaining_s)))
-    pixels = pb_utils.Tensor(TILES, tiles)
-    if not vision.apart:
-        embeds, reused = infer(VISION_ENCODER, pixels, outputs=[vision.embeds, TILES_REUSED])
-        return Seen(to_host(embeds), int(np.count_nonzero(to_host(reused))))
-    (features,) = infer(VISION_ENCODER, pixels, outputs=[FEATURES])
+    wanted = [FEATURES, TILES_REUSED] if vision.reports else [FEATURES]
+    features, *reused = infer(VISION_ENCODER, pb_utils.Tensor(TILES, tiles), outputs=wanted)
     (embeds,) = infer(PROJECTOR, features, outputs=[vision.embeds])
-    return Seen(to_host(embeds), 0)
+    return Seen(to_host(embeds), sum(int(np.count_nonzero(to_host(each))) for each in reused))
 
 
 def _infer(model: str, tensor: Any, *, outputs: Sequence[str], request_id: str, timeout_us: int) -> list[Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vitrail.errors import OptionError, ServerError
 from vitrail.spans import SERVICE
+from vitrail.triton.repository import MODELS
 from vitrail.triton.tracing import collector_url
 
 # Loads and unloads models, writes log and trace files: for the supervisor only.
@@ -175,11 +176,10 @@ def command(
     binary: Path,
     backends: tuple[str, ...],
     repository: Path,
-    models: tuple[str, ...],
     region_prefix: str,
     admin_key: str,
 ) -> list[str]:
-    """The tritonserver command line: explicit control of the models, addresses, admin key, exit timeout."""
+    """The tritonserver command line: explicit control of the four models, addresses, admin key, exit timeout."""
     return [
         str(binary),
         "--id=vitrail",
@@ -187,7 +187,7 @@ def command(
         *backends,
         f"--backend-config=python,shm-region-prefix-name={region_prefix}",
         "--model-control-mode=explicit",
-        *(f"--load-model={model}" for model in models),
+        *(f"--load-model={model}" for model in MODELS),
         # It would start every stub twice.
         "--disable-auto-complete-config",
         f"--exit-on-error={str(not options.keep_going).lower()}",

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitrail.core import Float, Uint8
 from vitrail.pages import release_freed
-from vitrail.session import VisionSession
+from vitrail.session import InSteps, VisionSession
 
 # The folder for these files; unset, nobody is watching.
 VARIABLE = "VITRAIL_PULSE"
@@ -81,20 +81,22 @@ class Work:
         self._runs += 1
 
 
-class Counted:
-    """What a VisionSession sees, in runs of at most `tiles_per_run` tiles that are counted as work, one by one."""
+class Counted(InSteps):
+    """A VisionSession whose runs of at most `tiles_per_run` tiles are counted as work, one by one."""
 
     def __init__(self, session: VisionSession, work: Work, *, tiles_per_run: int) -> None:
         self._session, self._work, self._tiles_per_run = session, work, tiles_per_run
 
-    def see(self, tiles: Uint8) -> Float:
-        """Tiles uint8 [n, 3, S, S] -> embeds [n, tokens_per_tile, d]."""
+    def encode(self, tiles: Uint8) -> Float:
         parts = [
             self._run(tiles[first : first + self._tiles_per_run])
             for first in range(0, len(tiles) or 1, self._tiles_per_run)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def project(self, features: Float) -> Float:
+        return self._session.project(features)
+
     def _run(self, tiles: Uint8) -> Float:
         self._work.count()
-        return self._session.see(tiles)
+        return self._session.encode(tiles)

@@ -87,6 +87,16 @@ def check_tiles(tiles: Uint8, vision: VisionContract) -> None:
         )
 
 
+def check_features(features: Float, vision: VisionContract) -> None:
+    """Raise InvalidInput unless features are [n, tokens_per_tile, feature_size]."""
+    expected = (vision.tokens_per_tile, vision.feature_size)
+    if features.ndim != 3 or features.shape[1:] != expected:
+        raise InvalidInput(
+            f"input '{wire.FEATURES}' is {list(features.shape)}; this model takes [n, {expected[0]}, {expected[1]}]: "
+            "send the vision encoder's output unchanged"
+        )
+
+
 def _tiles(tensors: Tensors, vision: VisionContract) -> Uint8 | None:
     tiles = tensors.get(wire.TILES)
     if tiles is None or len(tiles) == 0:

@@ -25,8 +25,7 @@ from vitrail.triton.vision_models import PARAMETER as VISION_PARAMETER
 
 SETTINGS_PARAMETER = "settings"
 CONFIG = "config.pbtxt"
-MODELS = (wire.VISION_ENCODER, wire.DECODER, wire.ENSEMBLE)
-"""In the tree. On a CPU the vision encoder's process has the projector, too; on a GPU Triton runs it by itself."""
+MODELS = (wire.VISION_ENCODER, wire.PROJECTOR, wire.DECODER, wire.ENSEMBLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +183,6 @@ def _configs(
     changed[wire.DECODER] = targets.decoder_config(decoder, served, target=settings.target, provider=provider)
     changed[wire.ENSEMBLE] = targets.ensemble_config(ensemble)
     return {model: targets.config_text(config) for model, config in changed.items()}
-
-
-def models_of(target: Target) -> tuple[str, ...]:
-    """The models that a server loads."""
-    return MODELS if target == "cpu" else (*MODELS, wire.PROJECTOR)
 
 
 def _compose(out: Path, configs: dict[str, str], parameters: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-from vitrail.client.wire import DECODER, VISION_ENCODER
+from vitrail.client.wire import DECODER, PROJECTOR, VISION_ENCODER
 from vitrail.errors import ServerError
 from vitrail.manifest import load_manifest
 from vitrail.plan.check import check_load
@@ -34,19 +34,19 @@ from vitrail.triton.processes import (
     remove_shared_memory,
     wait_until,
 )
-from vitrail.triton.repository import ServingSettings, models_of, shared_memory_shortage, write_repository
+from vitrail.triton.repository import MODELS, ServingSettings, shared_memory_shortage, write_repository
 from vitrail.triton.workspace import Workspace, sweep
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Called with the models that are loaded, whenever there is one more.
+# Called with the models that are loaded, whenever there is one more, of all of MODELS.
 Progress: TypeAlias = Callable[[tuple[str, ...]], None]
 Compose: TypeAlias = Callable[..., object]
 
 logger = logging.getLogger(__name__)
 
-WATCHED = (VISION_ENCODER, DECODER)
+WATCHED = (VISION_ENCODER, PROJECTOR, DECODER)
 """Models of the python backend, each with a process of its own."""
 
 _UNLOAD_TIMEOUT_S = 10.0
@@ -173,7 +173,6 @@ class Server:
             binary=installation.binary,
             backends=backends,
             repository=workspace.repository,
-            models=models_of(self.settings.target),
             region_prefix=workspace.region_prefix,
             admin_key=self._admin_key,
         )
@@ -241,7 +240,7 @@ class Server:
         if not done:
             raise ServerError(
                 f"the server was not ready within {self.options.start_timeout_s:g} s "
-                f"(loaded: {', '.join(seen) or 'nothing'} of {', '.join(models_of(self.settings.target))}); allow it more time"
+                f"(loaded: {', '.join(seen) or 'nothing'} of {', '.join(MODELS)}); allow it more time"
             )
         self._failed = self._models_missing()
         if DECODER in self._failed:
@@ -254,8 +253,7 @@ class Server:
     def _models_missing(self) -> dict[str, str]:
         if not self.options.keep_going or self.control.is_ready():
             return {}
-        models = models_of(self.settings.target)
-        return log.missing_models(self._log(), models, is_ready=self.control.is_model_ready)
+        return log.missing_models(self._log(), MODELS, is_ready=self.control.is_model_ready)
 
     def _log(self) -> str:
         return log.read_from(self.log_path, self._log_offset) if self.log_path else ""

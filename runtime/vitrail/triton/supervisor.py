@@ -15,12 +15,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from vitrail.client.wire import VISION_ENCODER
+from vitrail.client.wire import PROJECTOR, VISION_ENCODER
 from vitrail.errors import ServerError, VitrailError
 from vitrail.triton.processes import Stub
 from vitrail.triton.server import Progress, Server
 
-RELOADABLE = (VISION_ENCODER,)
+RELOADABLE = (VISION_ENCODER, PROJECTOR)
 
 log = logging.getLogger(__name__)
 

@@ -158,7 +158,7 @@ def vision_models(served: tuple[Served, ...]) -> VisionModels | None:
     if not served:
         return None
     return VisionModels(
-        batch_tiles=min(model.batch_tiles for model in served), embeds=_outputs("projector")[0], apart=True
+        batch_tiles=min(model.batch_tiles for model in served), embeds=_outputs("projector")[0], reports=False
     )
 
 
@@ -237,17 +237,14 @@ def decoder_config(config: Any, served: tuple[Served, ...], *, target: Target, p
 
 
 def ensemble_config(config: Any) -> Any:
-    """The CPU's ModelConfig `config`, changed: its vision step becomes two, of the tensors that Triton's own backends give."""
-    vision, decoder = config.ensemble_scheduling.step
-    projector = type(vision)(model_name=wire.PROJECTOR, model_version=-1)
-    projector.input_map[wire.FEATURES] = wire.FEATURES
-    projector.output_map[_outputs("projector")[0]] = wire.IMAGE_EMBEDS
-    vision.output_map.clear()
-    vision.output_map[wire.FEATURES] = wire.FEATURES
-    for name in (VISION_STARTED, TILES_REUSED):
-        del decoder.input_map[name]
-    del config.ensemble_scheduling.step[:]
-    config.ensemble_scheduling.step.extend([vision, projector, decoder])
+    """The CPU's ModelConfig `config`, changed to the tensors that Triton's own backends give."""
+    for step in config.ensemble_scheduling.step:
+        for tensors in (step.input_map, step.output_map):
+            for name in (VISION_STARTED, TILES_REUSED):
+                if name in tensors:
+                    del tensors[name]
+        if step.model_name == wire.PROJECTOR:
+            step.output_map[_outputs("projector")[0]] = step.output_map.pop(wire.IMAGE_EMBEDS)
     return config
 
 

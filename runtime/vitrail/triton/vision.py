@@ -1,4 +1,4 @@
-"""Triton model `vision_encoder`: the tiles of all waiting requests to embeddings, through encoder and projector."""
+"""Triton model `vision_encoder`: the tiles of all waiting requests to features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from vitrail.client.wire import IMAGE_EMBEDS, TILES, VISION_ENCODER
+from vitrail.client.wire import FEATURES, TILES, VISION_ENCODER
 from vitrail.core import Float
 from vitrail.features import FeatureCache
 from vitrail.metrics import FEATURE_SERIES, feature_readings
@@ -24,7 +24,7 @@ from vitrail.triton.telemetry import Telemetry
 
 
 class TritonPythonModel:
-    """`tiles` uint8 [n, 3, S, S] -> `image_embeds` float32 [n, T, d], `vision_started` float64 and `tiles_reused` uint8 [n, 1]."""
+    """`tiles` uint8 [n, 3, S, S] -> `features` float32 [n, T, f], `vision_started` float64 and `tiles_reused` uint8 [n, 1]."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         with loading(args):
@@ -35,10 +35,11 @@ class TritonPythonModel:
                 served.manifest,
                 served.settings.shares.vision,
                 tiles_per_run=served.settings.tiles_per_run,
+                stages=(VISION_ENCODER,),
             )
             self._work = Work()
             counted = Counted(session, self._work, tiles_per_run=served.settings.tiles_per_run)
-            self._session = FeatureCache(counted.see, limit_bytes=served.settings.feature_cache_bytes)
+            self._session = FeatureCache(counted, limit_bytes=served.settings.feature_cache_bytes)
             self._telemetry = Telemetry(
                 pb_utils,
                 VISION_ENCODER,
@@ -54,7 +55,7 @@ class TritonPythonModel:
         started_s = time.time()
         tiles = [read_input(request, TILES) for request in requests]
         with self._work:
-            results = run_batch(tiles, check=self._check, run=self._session.see)
+            results = run_batch(tiles, check=self._check, run=self._session.encode)
         self._telemetry.publish()
         return [
             response(result, lambda recalled: _outputs(*recalled, started_s=started_s)) for result in results
@@ -65,10 +66,10 @@ class TritonPythonModel:
 
 
 def _outputs(
-    embeds: Float, known: npt.NDArray[np.bool_], *, started_s: float
+    features: Float, known: npt.NDArray[np.bool_], *, started_s: float
 ) -> Mapping[str, npt.NDArray[Any]]:
     return {
-        IMAGE_EMBEDS: embeds.astype(np.float32, copy=False),
-        VISION_STARTED: np.full((len(embeds), 1), started_s),
+        FEATURES: features.astype(np.float32, copy=False),
+        VISION_STARTED: np.full((len(features), 1), started_s),
         TILES_REUSED: known.astype(np.uint8)[:, None],
     }

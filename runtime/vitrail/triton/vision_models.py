@@ -15,14 +15,13 @@ BATCH_TILES = 128
 
 @dataclass(frozen=True, slots=True)
 class VisionModels:
-    """batch_tiles: the most tiles that one request may bring them. embeds: what they are called. apart: whether encoder and
-    projector are a model each, Triton's own backends with a graph's outputs only; else one model is both, and reports when
-    it began and which tiles it knew.
+    """batch_tiles: the most tiles that one request may bring them. embeds: the projector's output. reports: whether the
+    vision encoder tells when it began and which tiles it knew; Triton's own backends give a graph's outputs only.
     """
 
     batch_tiles: int = BATCH_TILES
     embeds: str = IMAGE_EMBEDS
-    apart: bool = False
+    reports: bool = True
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -1,0 +1,1 @@
+from vitrail.triton.projector import TritonPythonModel  # noqa: F401
