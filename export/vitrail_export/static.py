@@ -1,7 +1,7 @@
 """Vision encoder and projector in static int8: products in pairs by what pictures cause, those that lose too much in float.
 
 The float32 graphs are tried on pictures, rewritten, and tried again beside themselves: on ONNX Runtime's CPU provider,
-with nothing but the graphs. OpenVINO and ONNX Runtime both fuse the pairs.
+with nothing but the graphs. OpenVINO and ONNX Runtime both fuse the pairs. Engines in fp8 and int8 are fitted the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vitrail.session.contract import STAGES
 from vitrail.session.inference import open_session
 from vitrail_export.equalize import equalize
 from vitrail_export.graph import Array
-from vitrail_export.pairs import CPU_CODES, Range, observe, quantize, read_ranges
+from vitrail_export.pairs import CPU_CODES, Codes, Range, observe, quantize, read_ranges
 from vitrail_export.pictures import spread
 
 TARGET = 0.9995
@@ -30,41 +30,56 @@ MOST_TRIED = 4
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """A stage on its way: its float32 graph, what its products are given, and what it makes of the same inputs."""
+    """A stage on its way: its float32 graph, what its products are given, and what it makes of the same inputs.
+
+    goal: the cosine to float32 that every input that is tried has to reach.
+    """
 
     source: Path
     target: Path
     ranges: dict[str, Range]
     inputs: list[Array]
     exact: list[Array]
+    codes: Codes = CPU_CODES
+    goal: float = TARGET
 
     @classmethod
-    def begin(cls, source: Path, target: Path, inputs: list[Array]) -> Fitting:
+    def begin(
+        cls,
+        source: Path,
+        target: Path,
+        inputs: list[Array],
+        *,
+        codes: Codes = CPU_CODES,
+        goal: float = TARGET,
+    ) -> Fitting:
         """inputs: of one tile each."""
         model = ir.load(source)
         names = observe(model)
         ir.save(model, watching := source.with_name(f"{source.stem}.observed.onnx"))
         runs = run(watching, inputs)
         ranges = read_ranges(names, [found[1:] for found in runs])
-        return cls(source, target, ranges, inputs, [found[0] for found in runs])
+        return cls(source, target, ranges, inputs, [found[0] for found in runs], codes, goal)
 
     def blocks(self) -> list[str]:
         """Modules with something to quantize, such as `vision.layers.0.mlp`."""
         return list(dict.fromkeys(map(block_of, self.ranges)))
 
     def write(self, spared: Sequence[str]) -> None:
-        """In int8 but for the products of the blocks `spared`."""
+        """In its codes but for the products of the blocks `spared`."""
         model = ir.load(self.source)
-        ranges = equalize(model, self.ranges) if self.target.stem == "vision_encoder" else self.ranges
+        ranges = equalize(model, self.ranges) if self.target.name.startswith("vision") else self.ranges
         kept = [name for name in ranges if block_of(name) in spared]
-        quantize(model, ranges, CPU_CODES, spared=kept)
+        quantize(model, ranges, self.codes, spared=kept)
         ir.save(model, self.target, external_data=f"{self.target.name}.data")
 
     def cosine(self, spared: Sequence[str], *, tries: int) -> float:
         """The lowest of so many inputs, spread over all."""
         self.write(spared)
         chosen = spread(len(self.inputs), tries)
-        found = run(self.target, [self.inputs[at] for at in chosen])
+        # ONNX Runtime fuses the pairs of fp8, too, into operators that it has in int8 only.
+        fused = self.codes.dtype == ir.DataType.INT8
+        found = run(self.target, [self.inputs[at] for at in chosen], optimize=fused)
         return min(_cosine(each[0], self.exact[at]) for each, at in zip(found, chosen, strict=True))
 
 
@@ -80,16 +95,16 @@ def write_static(floats: Path, tiles: Uint8, out: Path) -> tuple[str, ...]:
 
 
 def spare(fitting: Fitting) -> list[str]:
-    """The fewest blocks, those whose rounding costs most alone, with which every picture reaches the target; their graph is
+    """The fewest blocks, those whose rounding costs most alone, with which every picture reaches the goal; their graph is
     the one that is written last.
     """
-    if fitting.cosine([], tries=MOST_TRIED) >= TARGET:
+    if fitting.cosine([], tries=MOST_TRIED) >= fitting.goal:
         return []
     reached = {block: fitting.cosine([block], tries=1) for block in fitting.blocks()}
     spared: list[str] = []
     for block in sorted(reached, key=lambda each: -reached[each]):
         spared.append(block)
-        if fitting.cosine(spared, tries=MOST_TRIED) >= TARGET:
+        if fitting.cosine(spared, tries=MOST_TRIED) >= fitting.goal:
             break
     return spared
 
@@ -98,8 +113,8 @@ def block_of(spot: str) -> str:
     return spot.rpartition(".")[0]
 
 
-def run(graph: Path, inputs: list[Array]) -> list[list[Array]]:
-    session: Any = open_session(graph, Cpu())
+def run(graph: Path, inputs: list[Array], *, optimize: bool = True) -> list[list[Array]]:
+    session: Any = open_session(graph, Cpu(), optimize=optimize)
     name = session.get_inputs()[0].name
     return [session.run(None, {name: each}) for each in inputs]
 

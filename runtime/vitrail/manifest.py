@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vitrail.errors import ArtifactError
-from vitrail.rebuild import engine_command
+from vitrail.rebuild import engine_command, unfit
 
 FILENAME = "manifest.json"
 VERSION = 1
@@ -162,11 +162,10 @@ class EngineRecord(Record):
     """One TensorRT engine of a stage, with the inputs and outputs of that stage's ONNX graph under the same names; or the
     sampler, which draws tokens from a decoder's logits, and has no parity: its draws are compared one by one.
 
-    `dtype` is that of its float inputs and outputs, but for logits, which are float32. `targets` are compute
-    capabilities such as sm_86. `precision` is that of its activations; fp8 and int8 say how its matrices multiply.
-    `artifact` is its key in Manifest.artifacts. `parity` is of the graph that it was built from, to the same graph
-    in float32, both without a GPU: the lowest cosine and the largest error of all pictures tried. `judge` computed it:
-    onnxruntime; for bf16, which that has no kernels for, the PyTorch reference, or an emulation where that could not run.
+    `dtype`: of float inputs and outputs but logits, which are float32. `targets`: compute capabilities such as sm_86.
+    `precision`: of activations; fp8, int8: of matrix products but those of modules `spared`. `artifact`: key in artifacts.
+    `parity`: of its graph to that in float32, without a GPU: lowest cosine, largest error of all pictures. `judge` computed
+    it: for bf16 PyTorch or an emulation. `float32_attention`: half precision did not hold this model's scores.
     """
 
     stage: EngineStage
@@ -180,6 +179,8 @@ class EngineRecord(Record):
     build_s: float
     parity: Parity | None
     judge: Judge = "onnxruntime"
+    spared: tuple[str, ...] = ()
+    float32_attention: bool = False
 
     @property
     def max_tiles(self) -> int:
@@ -227,7 +228,8 @@ class Manifest(Record):
 
         Raises ArtifactError naming what is there, what is needed and the command that builds it.
         """
-        command = engine_command(stage, builder, target, directory=directory, like=self.engines)
+        like, lacking = self.engines, unfit(self)
+        command = engine_command(stage, builder, target, directory=directory, like=like, unfit=lacking)
         cure = f"build one with: {command}"
         of_stage = [each for each in self.engines if each.stage == stage]
         if not of_stage:
@@ -252,6 +254,7 @@ class Manifest(Record):
             ",".join(engine.targets),
             directory=directory,
             like=(*self.engines, engine),
+            unfit=unfit(self),
             changed={f"--{name}": value for name, value in changed.items()},
         )
 

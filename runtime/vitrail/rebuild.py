@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-    from vitrail.manifest import EngineBuilder, EngineRecord, EngineStage
+    from vitrail.manifest import EngineBuilder, EngineRecord, EngineStage, Manifest, Stage
 
 DEFAULTS: dict[str, int | str] = {
     "--max-tiles": 13,
@@ -29,14 +29,17 @@ def engine_command(
     directory: Path | str = "DIR",
     like: Iterable[EngineRecord] = (),
     changed: Mapping[str, int] | None = None,
+    unfit: Collection[Stage] = (),
 ) -> str:
     """The command that builds the engines of `directory` for `targets`, that of `stage` among them.
 
     like: engines whose form the new ones have, but for what is `changed`, options by name: those of the same builder
-    that are for one of `targets`, or all of the builder's.
+    that are for one of `targets`, or all of the builder's. unfit: stages that are made anew from the checkpoint.
     """
     if builder == "tensorrt-rtx" and NOT_FOR_RTX & set(targets.split(",")):
-        command = engine_command(stage, "tensorrt", targets, directory=directory, like=like, changed=changed)
+        command = engine_command(
+            stage, "tensorrt", targets, directory=directory, like=like, changed=changed, unfit=unfit
+        )
         return f"{command}, and --provider tensorrt in place of tensorrt-rtx, which does not run on {targets}"
     of_builder = [engine for engine in like if engine.builder == builder]
     wanted = set(targets.split(","))
@@ -51,9 +54,21 @@ def engine_command(
     # Full TensorRT builds on the device that runs the engine.
     targets = "current" if builder == "tensorrt" else targets
     decoder = " --decoder" if stages & {"decoder", "sampler"} else ""
-    return f"vitrail engine {directory} --with {builder} --targets {targets}{decoder}" + "".join(
+    made = {"vision_encoder", "projector", *(("decoder",) if decoder else ())}
+    checkpoint = " --checkpoint CHECKPOINT" if made & set(unfit) else ""
+    return f"vitrail engine {directory} --with {builder} --targets {targets}{decoder}{checkpoint}" + "".join(
         f" {name} {value}" for name, value in told.items()
     )
+
+
+def unfit(manifest: Manifest) -> frozenset[Stage]:
+    """Stages whose graphs TensorRT does not take, for their precision or dialect: engines are made from the checkpoint."""
+    found: set[Stage] = set()
+    if manifest.vision.precision not in ("float32", "float16"):
+        found |= {"vision_encoder", "projector"}
+    if manifest.decoder.dialect != "standard":
+        found.add("decoder")
+    return frozenset(found)
 
 
 def built_with(engine: EngineRecord) -> dict[str, int | str]:

@@ -3,20 +3,24 @@
 ONNX leaves the softmax in the type of its inputs unless `softmax_precision` says otherwise.
 """
 
+import shutil
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from tests.export.layouts import copy_checkpoint, edit_tensors
+from typer.testing import CliRunner
 
+from vitrail.cli import app
 from vitrail.errors import ExportError
 from vitrail.manifest import load_manifest
 from vitrail_export.engine.builders import open_builder
 from vitrail_export.engine.cases import Case
 from vitrail_export.engine.compile import Journal, parse
 from vitrail_export.engine.gate import Gate, run
-from vitrail_export.engine.graphs import write_graphs
+from vitrail_export.engine.graphs import Prepared
 from vitrail_export.engine.sources import Source
 from vitrail_export.exporter import ExportOptions, export_checkpoint
 from vitrail_export.verify import sample_tiles
@@ -114,8 +118,11 @@ def test_the_parser_scales_queries_and_keys_before_their_product(parsed):
         np.testing.assert_allclose(np.array(held.weights).reshape(-1), [SCALE**0.5], rtol=1e-6)
 
 
-def test_a_model_whose_scores_leave_float16_is_refused_and_stays_finite_in_bfloat16(tmp_path):
-    """Its queries and keys are 64 times the tiny checkpoint's, far within float16; their products are 4096 times those."""
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory):
+    """An export whose queries and keys are 64 times the tiny checkpoint's, far within float16; their products are 4096
+    times those.
+    """
 
     def amplified(tensors):
         for leaf in ("weight", "bias"):
@@ -124,21 +131,43 @@ def test_a_model_whose_scores_leave_float16_is_refused_and_stays_finite_in_bfloa
                 stacked[: len(stacked) // 3 * 2] *= 64
         return tensors
 
-    checkpoint = edit_tensors(copy_checkpoint("internvl2-tiny", tmp_path / "checkpoint"), amplified)
-    directory = tmp_path / "out"
-    export_checkpoint(checkpoint, directory, options=ExportOptions(precision="float32"))
-    manifest = load_manifest(directory)
+    path = tmp_path_factory.mktemp("overflowing")
+    checkpoint = edit_tensors(copy_checkpoint("internvl2-tiny", path / "checkpoint"), amplified)
+    export_checkpoint(checkpoint, path / "out", options=ExportOptions(precision="float32"))
+    return path / "out"
+
+
+def test_scores_that_leave_float16_are_kept_in_float32_or_bfloat16(overflowing, tmp_path):
+    directory, manifest = overflowing, load_manifest(overflowing)
     source = Source("vision_encoder", directory / manifest.artifacts["vision_encoder"].path)
     cases = [Case("a smooth picture", {"tiles": sample_tiles(manifest)})]
-    graphs = {}
-    for precision in ("fp16", "bf16"):
-        (tmp_path / precision).mkdir()
-        graphs[precision] = write_graphs(source, tmp_path / precision, precision, cases=cases, capacity=64)
-    half = graphs["fp16"]
+
+    def lowered(precision, **how):
+        scratch = tmp_path / f"{precision}{len(how)}"
+        scratch.mkdir()
+        prepared = Prepared.of(source, scratch, precision, cases)
+        return prepared.lower("vision_encoder", precision, capacity=64, **how)
+
+    half, wide, bf16 = lowered("fp16"), lowered("fp16", wide_attention=True), lowered("bf16")
+    gate = Gate(directory, manifest)
     with pytest.raises(
         ExportError, match=r"vision_encoder in fp16, .*not finite; build with --precision bf16"
     ):
-        Gate(directory, manifest).check(
-            "vision_encoder", cases, exact=half.exact, lowered=half.tried, precision="fp16"
-        )
-    assert np.isfinite(run("vision_encoder", graphs["bf16"].tried, cases)[0]).all()
+        gate.check("vision_encoder", cases, exact=half.exact, lowered=half.tried, precision="fp16")
+    found = gate.check("vision_encoder", cases, exact=wide.exact, lowered=wide.tried, precision="fp16")
+    assert found.cosine > 0.999
+    assert np.isfinite(run("vision_encoder", bf16.tried, cases)[0]).all()
+
+
+def test_an_engine_is_built_with_its_attention_in_float32_and_the_command_says_so(overflowing, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    directory = shutil.copytree(overflowing, tmp_path / "artifacts")
+    result = CliRunner().invoke(app, ["engine", str(directory), "--targets", "sm_89", "--max-tiles", "2"])
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stderr.split())
+    assert "no --pictures were given" in said
+    assert said.count("attention in float32: fp16 does not hold its scores") == 1
+    vision, projector = load_manifest(directory).engines
+    assert (vision.float32_attention, projector.float32_attention) == (True, False)
+    assert (vision.precision, vision.dtype) == ("fp16", "float16")
+    assert vision.parity.cosine > 0.999

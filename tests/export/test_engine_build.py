@@ -32,6 +32,17 @@ STANDARD = {
 }
 
 
+PICTURES = REFERENCE / "images"
+FORM = {
+    "targets": TARGETS,
+    "decoder": True,
+    "slots": 2,
+    "context_tokens": 512,
+    "prefill_chunk": 128,
+    "pictures": (PICTURES,),
+}
+
+
 def builder_and_version():
     return "tensorrt-rtx", open_builder("tensorrt-rtx").version
 
@@ -40,8 +51,7 @@ def builder_and_version():
 def built(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("engines") / "artifacts"
     export_checkpoint(request.param, directory, options=ExportOptions(**STANDARD))
-    options = EngineOptions(targets=TARGETS, decoder=True, slots=2, context_tokens=512, prefill_chunk=128)
-    return directory, build_engines(directory, options)
+    return directory, build_engines(directory, EngineOptions(**FORM))
 
 
 def test_every_stage_gets_an_engine_that_the_manifest_describes(built):
@@ -65,12 +75,18 @@ def test_a_build_that_is_repeated_keeps_what_is_whole_and_makes_the_rest_anew(bu
     before = {stage: file.stat().st_mtime_ns for stage, file in whole.items()}
     whole["projector"].write_bytes(b"cut off")
     said = []
-    options = EngineOptions(targets=TARGETS, decoder=True, slots=2, context_tokens=512, prefill_chunk=128)
-    built_again = build_engines(directory, options, report=lambda stage, what, _: said.append((stage, what)))
+    kernels = whole["projector"].with_name(f"{whole['projector'].name}.kernels")
+    kept = whole["decoder"].with_name(f"{whole['decoder'].name}.kernels")
+    for file in (kernels, kept, directory / "engines" / "left.engine.kernels.partial"):
+        file.write_bytes(b"compiled")
+    built_again = build_engines(
+        directory, EngineOptions(**FORM), report=lambda stage, what, _: said.append((stage, what))
+    )
     assert [stage for stage, what in said if what == "up to date"] == ["vision_encoder", "decoder", "sampler"]
     assert [record.stage for record in built_again] == list(whole)
     changed = [stage for stage, file in whole.items() if file.stat().st_mtime_ns != before[stage]]
     assert changed == ["projector"]
+    assert list((directory / "engines").glob("*.kernels*")) == [kept]
     assert engine_file(load_manifest(directory), built_again[1], directory).stat().st_size > 1e5
 
 
@@ -162,6 +178,24 @@ def test_the_command_makes_an_int8_engine_from_the_checkpoint_and_it_replaces_th
         ("vision_encoder", "int8", 3),
         ("projector", "fp16", 3),
     ]
+
+
+@pytest.mark.skipif(not DEMO.is_dir(), reason="the demo checkpoint is not here")
+@pytest.mark.parametrize(("precision", "most"), [("int8", 2), ("fp8", 4)])
+def test_the_demo_checkpoint_s_vision_encoder_gets_an_engine_in_eight_bits(
+    built, tmp_path, precision, most, request
+):
+    """Of its eight modules at most so many stay in half precision."""
+    if DEMO.name not in request.node.callspec.id:
+        pytest.skip("one checkpoint is enough")
+    directory = shutil.copytree(built[0], tmp_path / "artifacts")
+    vision, _ = build_engines(
+        directory, EngineOptions(targets=("sm_89",), precision=precision, pictures=(PICTURES,))
+    )
+    assert load_manifest(directory).engines[-2] == vision
+    assert vision.parity.cosine >= 0.99
+    assert 1 <= len(vision.spared) <= most
+    assert all(name.startswith("vision.layers.") for name in vision.spared)
 
 
 def test_two_builds_in_one_export_do_not_meet(tmp_path):

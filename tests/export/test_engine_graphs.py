@@ -14,7 +14,7 @@ from vitrail.manifest import load_manifest
 from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.engine.cases import Case, outliers, picture_files, vision_cases
 from vitrail_export.engine.gate import Gate, run
-from vitrail_export.engine.graphs import position_embedding, write_graphs
+from vitrail_export.engine.graphs import Prepared, position_embedding
 from vitrail_export.engine.lowering import BFLOAT16, FLOAT, FLOAT16, WIDE, lower
 from vitrail_export.engine.options import EngineOptions
 from vitrail_export.engine.sources import Source, Sources
@@ -38,7 +38,8 @@ def source(directory, stage):
 def vision_graphs(directory, scratch, precision, pictures=()):
     found, manifest = source(directory, "vision_encoder"), load_manifest(directory)
     cases = vision_cases(manifest, pictures, position_embedding(found).numpy())
-    return cases, write_graphs(found, scratch, precision, cases=cases, capacity=64)
+    prepared = Prepared.of(found, scratch, precision, cases)
+    return cases, prepared.lower("vision_encoder", precision, capacity=64)
 
 
 def cosine(a, b):
@@ -143,6 +144,34 @@ def test_a_calibrated_graph_quantizes_both_sides_of_every_product(exported, tmp_
     found, exact = (run("vision_encoder", path, cases) for path in (graphs.tried, graphs.exact))
     real = [case.real for case in cases].index(True)
     assert 0.99 < cosine(found[real], exact[real]) < 0.99999
+
+
+def test_what_a_few_channels_make_coarse_is_evened_out_and_what_stays_too_coarse_is_spared(tmp_path):
+    """The first layer's MLP gets one input channel far above the others; the last one's matrices, one such weight each."""
+
+    def widen(tensors):
+        first, last = (f"vision_model.encoder.layers.{i}." for i in (0, 2))
+        tensors[f"{first}norm2.weight"][5] *= 300
+        tensors[f"{first}mlp.fc1.weight"][:, 5] /= 300
+        tensors[f"{last}mlp.fc1.weight"][0], tensors[f"{last}mlp.fc1.bias"][0] = 0, 1e-3
+        tensors[f"{last}mlp.fc2.weight"][:, 0] = 3000
+        return tensors
+
+    checkpoint = edit_tensors(copy_checkpoint("internvl2-tiny", tmp_path / "checkpoint"), widen)
+    export_checkpoint(checkpoint, tmp_path / "out", options=ExportOptions(precision="float32"))
+    found, manifest = source(tmp_path / "out", "vision_encoder"), load_manifest(tmp_path / "out")
+    cases = vision_cases(manifest, (IMAGES / "coffee.png",), position_embedding(found).numpy())
+    prepared = Prepared.of(found, tmp_path, "int8", cases)
+    assert prepared.spared == ("vision.layers.2.mlp",)
+    graphs = prepared.lower("vision_encoder", "int8", capacity=64)
+    floating = {
+        node.inputs[1].name
+        for node in ir.load(graphs.engine).graph
+        if node.op_type == "MatMul" and node.inputs[1].is_initializer()
+    }
+    assert floating == {f"vision.layers.2.mlp.{name}.weight" for name in ("fc1", "fc2")}
+    check = {"exact": graphs.exact, "lowered": graphs.tried, "precision": "int8"}
+    assert Gate(tmp_path / "out", manifest).check("vision_encoder", cases, **check).cosine > 0.99
 
 
 def overflowing(directory):

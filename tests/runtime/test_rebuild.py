@@ -57,6 +57,21 @@ def test_engines_are_built_again_as_they_are(like, options):
     assert command == f"vitrail engine DIR --with tensorrt-rtx --targets sm_86{options}"
 
 
+@pytest.mark.parametrize(
+    ("stage", "unfit", "named"),
+    [
+        ("projector", {"vision_encoder", "projector"}, True),
+        ("projector", {"decoder"}, False),
+        ("sampler", {"decoder"}, True),
+        ("decoder", {}, False),
+    ],
+)
+def test_graphs_that_tensorrt_does_not_take_need_their_checkpoint(stage, unfit, named):
+    command = engine_command(stage, "tensorrt-rtx", "sm_90", unfit=unfit)
+    assert command.startswith("vitrail engine DIR --with tensorrt --targets current")
+    assert (" --checkpoint CHECKPOINT" in command) == named
+
+
 def test_what_is_to_be_larger_is_named_once():
     like = [decoder(4, 4096, 512)]
     command = engine_command("decoder", "tensorrt", "sm_90", like=like, changed={"--slots": 8})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from vitrail.engine_files import engine_file
-from vitrail.errors import ArtifactError
+from vitrail.errors import ArtifactError, ExportError
 from vitrail.manifest import (
     Artifact,
     DType,
@@ -31,7 +31,7 @@ from vitrail_export.engine.builders import Builder, open_builder
 from vitrail_export.engine.cases import Case, picture_files, vision_cases
 from vitrail_export.engine.compile import compile_graph
 from vitrail_export.engine.gate import Gate
-from vitrail_export.engine.graphs import position_embedding, write_graphs
+from vitrail_export.engine.graphs import Prepared, position_embedding
 from vitrail_export.engine.options import QUANTIZED, EngineOptions
 from vitrail_export.engine.sampler import write_sampler
 from vitrail_export.engine.shapes import (
@@ -46,6 +46,8 @@ from vitrail_export.engine.workspace import scratch_folder
 from vitrail_export.exporter import check_disk
 
 FOLDER = "engines"
+KERNELS = ".kernels"
+"""Ends the name of what a session keeps beside an engine's file, and, with more behind it, one that is half written."""
 SCRATCH_FACTOR = 4
 """Room for a stage's float32 graph, its emulation, the lowered graph and the engine, in weights of the first."""
 
@@ -79,6 +81,16 @@ def build_engines(
         found = {stage: sources.find(stage) for stage in options.stages if kept[stage] is None}
         built = [kept[stage] or build.stage(found[stage]) for stage in options.stages]
         return (*built, *([build.sampler()] if options.decoder else []))
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A graph that may become an engine. spared: its blocks in half precision, where the others are in fp8 or int8."""
+
+    graph: Path
+    parity: Parity | None
+    spared: tuple[str, ...] = ()
+    wide_attention: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +147,43 @@ class Build:
         check_disk(self.directory, SCRATCH_FACTOR * source.weight_bytes())
         self.report(stage, f"lowering to {precision}", 0.0)
         cases = self.cases(source)
-        graphs = write_graphs(source, self.scratch, precision, cases=cases, capacity=self.capacity)
-        self.report(stage, "comparing with float32", 0.0)
-        judge = self.judge(stage)
-        parity = self.gate.check(
-            stage, cases, exact=graphs.exact, lowered=graphs.tried, precision=precision, judge=judge
-        )
-        if judge == "pytorch":
-            parity = self.in_pytorch(stage, cases)
-        record = self.compile(stage, graphs.engine, parity)
+        prepared = Prepared.of(source, self.scratch, precision, cases)
+        tried = self.tried(stage, prepared, cases)
+        if self.judge(stage) == "pytorch":
+            tried = replace(tried, parity=self.in_pytorch(stage, cases))
+        record = self.compile(stage, tried)
         self.report(stage, "done", 1.0)
         for used in self.scratch.glob(f"{stage}.*"):
             used.unlink()
         return record
+
+    def tried(self, stage: Stage, prepared: Prepared, cases: list[Case]) -> Tried:
+        """A vision encoder that fails with its attention in float16 is tried once more with that in float32.
+
+        A decoder is not: every step would cast its whole KV cache.
+        """
+        try:
+            return self.attempt(stage, prepared, cases)
+        except ExportError:
+            if stage != "vision_encoder" or self.precision(stage) == "bf16":
+                raise
+        return self.attempt(stage, prepared, cases, wide_attention=True)
+
+    def attempt(
+        self, stage: Stage, prepared: Prepared, cases: list[Case], *, wide_attention: bool = False
+    ) -> Tried:
+        precision, where = self.options.precision_of(stage), ", attention in float32" * wide_attention
+        graphs = prepared.lower(stage, precision, capacity=self.capacity, wide_attention=wide_attention)
+        self.report(stage, f"comparing with float32{where}", 0.0)
+        parity = self.gate.check(
+            stage,
+            cases,
+            exact=graphs.exact,
+            lowered=graphs.tried,
+            precision=precision,
+            judge=self.judge(stage),
+        )
+        return Tried(graphs.engine, parity, prepared.spared, wide_attention)
 
     def sampler(self) -> EngineRecord:
         """The engine that draws tokens from the logits of the decoder's."""
@@ -155,7 +191,7 @@ class Build:
             return held
         self.report("sampler", "comparing with the host's draws", 0.0)
         graph = write_sampler(self.scratch, vocab=self.manifest.decoder.vocab_size)
-        record = self.compile("sampler", graph, None)
+        record = self.compile("sampler", Tried(graph, None))
         self.report("sampler", "done", 1.0)
         return record
 
@@ -189,14 +225,14 @@ class Build:
         shape = vision_profile if stage == "vision_encoder" else projector_profile
         return (shape(self.manifest, max_tiles=self.options.max_tiles),)
 
-    def compile(self, stage: EngineStage, graph: Path, parity: Parity | None) -> EngineRecord:
+    def compile(self, stage: EngineStage, tried: Tried) -> EngineRecord:
         precision, profiles = self.precision(stage), self.profiles(stage)
         name = f"{stage}.{self.builder.name}.{'-'.join(self.targets)}.{precision}"
         file = self.directory / FOLDER / f"{name}.engine"
         started = time.monotonic()
         compile_graph(
             self.builder,
-            graph,
+            tried.graph,
             file,
             targets=self.targets,
             profiles=profiles,
@@ -214,8 +250,10 @@ class Build:
             profiles=profiles,
             artifact=f"{FOLDER}/{name}",
             build_s=round(time.monotonic() - started, 1),
-            parity=parity,
+            parity=tried.parity,
             judge=self.judge(stage),
+            spared=tried.spared,
+            float32_attention=tried.wide_attention,
         )
         record_engine(self.directory, record, file)
         return record
@@ -224,7 +262,8 @@ class Build:
 def record_engine(directory: Path, record: EngineRecord, file: Path) -> None:
     """Add an engine to the manifest. Older ones of the same stage and builder, for no other targets, leave it.
 
-    Engine files that the manifest does not name are removed: those, and what an earlier export left.
+    Engine files that the manifest does not name are removed: those, and what an earlier export left; and so are the
+    kernels that TensorRT for RTX compiled for them.
     """
     manifest = load_manifest(directory)
     kept = [
@@ -242,6 +281,10 @@ def record_engine(directory: Path, record: EngineRecord, file: Path) -> None:
     }
     manifest.model_copy(update={"artifacts": artifacts, "engines": (*kept, record)}).write(directory)
     named = {artifact.path for artifact in artifacts.values()}
-    for found in file.parent.glob("*.engine"):
-        if found.relative_to(directory).as_posix() not in named:
+    for found in (*file.parent.glob("*.engine"), *file.parent.glob(f"*.engine{KERNELS}*")):
+        engine = found.name.partition(KERNELS)[0]
+        if (
+            found.with_name(engine).relative_to(directory).as_posix() not in named
+            or engine == file.name != found.name
+        ):
             found.unlink()

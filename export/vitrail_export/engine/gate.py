@@ -48,11 +48,14 @@ DTYPES = {
 
 @dataclass(slots=True)
 class Gate:
-    """Tries one stage after the other; `results` are the float32 ones of each, by the case's name."""
+    """Tries one stage after the other; `results` are the float32 ones of each, by the case's name. `exact`: all of them, in
+    the order of the cases.
+    """
 
     directory: Path
     manifest: Manifest
     results: dict[Stage, dict[str, Array]] = field(default_factory=dict)
+    exact: dict[Stage, list[Array]] = field(default_factory=dict)
 
     def check(
         self,
@@ -64,8 +67,12 @@ class Gate:
         precision: EnginePrecision,
         judge: Judge = "onnxruntime",
     ) -> Parity:
-        """exact: the float32 graph, lowered: the engine's. Raises ExportError for one that is not finite or not close."""
-        expected = run(stage, exact, cases)
+        """exact: the float32 graph, lowered: the engine's. Raises ExportError for one that is not finite or not close.
+
+        The float32 graph runs once, however often a stage is tried with the same cases.
+        """
+        expected = self.exact.get(stage) or run(stage, exact, cases)
+        self.exact[stage] = expected
         self.results[stage] = {
             case.name: result for case, result in zip(cases, expected, strict=True) if not case.ignored
         }

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from vitrail.manifest import EnginePrecision
+from vitrail.manifest import EnginePrecision, Stage
 from vitrail_export.engine.cases import Case
 from vitrail_export.engine.emulation import emulate_bfloat16
-from vitrail_export.engine.gate import run_all
 from vitrail_export.engine.greedy import add_greedy
 from vitrail_export.engine.lowering import BFLOAT16, FLOAT, FLOAT16, lower, set_capacity
 from vitrail_export.engine.options import QUANTIZED
 from vitrail_export.engine.sources import Source
-from vitrail_export.pairs import ENGINE_CODES, Range, observe, quantize, read_ranges
+from vitrail_export.pairs import ENGINE_CODES
+from vitrail_export.static import Fitting, spare
 
 POSITIONS = "vision.position_embedding"
+GOAL = 0.995
+"""Cosine to float32 of fp8 and int8 for each picture that is tried, below which blocks return to half precision: midway
+between equal and what is refused.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +33,33 @@ class Graphs:
     engine: Path
 
 
-def write_graphs(
-    source: Source, scratch: Path, precision: EnginePrecision, *, cases: list[Case], capacity: int
-) -> Graphs:
-    exact = _save(_overridable(source.load()), scratch / f"{source.stage}.float32.onnx")
-    model = source.load()
-    if precision in QUANTIZED:
-        quantize(model, calibrate(exact, cases), ENGINE_CODES[precision])
-    half, boundary = (BFLOAT16, FLOAT) if precision == "bf16" else (FLOAT16, FLOAT16)
-    lower(model, half, boundary=boundary)
-    lowered = _save(model, scratch / f"{source.stage}.onnx")
-    return Graphs(exact, _tried(lowered, precision), _engine(lowered, capacity))
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A stage's float32 graph as it is, and as it is lowered, which in fp8 and int8 is quantized but for blocks `spared`."""
 
+    exact: Path
+    fitted: Path
+    spared: tuple[str, ...] = ()
 
-def calibrate(exact: Path, cases: list[Case]) -> dict[str, Range]:
-    """What each matrix product is given by the real pictures among the cases."""
-    model = ir.load(exact)
-    count = len(model.graph.outputs)
-    names = observe(model)
-    graph = _save_variant(model, exact.with_name(f"{exact.stem}.observed.onnx"))
-    measured = run_all(graph, [case for case in cases if case.real])
-    return read_ranges(names, [each[count:] for each in measured])
+    @classmethod
+    def of(cls, source: Source, scratch: Path, precision: EnginePrecision, cases: list[Case]) -> Prepared:
+        exact = _save(_overridable(source.load()), scratch / f"{source.stage}.float32.onnx")
+        if precision not in QUANTIZED:
+            return cls(exact, exact)
+        tiles = [case.feeds["tiles"] for case in cases if case.real]
+        fitted = scratch / f"{source.stage}.fitted.onnx"
+        fitting = Fitting.begin(exact, fitted, tiles, codes=ENGINE_CODES[precision], goal=GOAL)
+        return cls(exact, fitted, tuple(spare(fitting)))
+
+    def lower(
+        self, stage: Stage, precision: EnginePrecision, *, capacity: int, wide_attention: bool = False
+    ) -> Graphs:
+        """Over what an earlier call has written."""
+        model = _fixed(ir.load(self.fitted))
+        half, boundary = (BFLOAT16, FLOAT) if precision == "bf16" else (FLOAT16, FLOAT16)
+        lower(model, half, boundary=boundary, wide_attention=wide_attention)
+        lowered = _save(model, self.exact.with_name(f"{stage}.onnx"))
+        return Graphs(self.exact, _tried(lowered, precision), _engine(lowered, capacity))
 
 
 def position_embedding(source: Source) -> ir.TensorProtocol:
@@ -81,6 +91,13 @@ def _overridable(model: ir.Model) -> ir.Model:
     positions = model.graph.initializers.get(POSITIONS)
     if positions is not None:
         model.graph.inputs.append(positions)
+    return model
+
+
+def _fixed(model: ir.Model) -> ir.Model:
+    """Position embeddings are no input again."""
+    for value in [each for each in model.graph.inputs if each.is_initializer()]:
+        model.graph.inputs.remove(value)
     return model
 
 

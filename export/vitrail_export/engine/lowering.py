@@ -2,7 +2,8 @@
 
 In the lowered graph everything is of one half-precision type but what overflows in it: the normalizations (of pixels,
 LayerNorm, RMSNorm) stay in float32 between casts. Softmax is part of Attention: TensorRT's parser refuses ONNX's
-softmax_precision, so scores that leave the type are found when the graph is tried, on a kernel that rounds them to it.
+softmax_precision, so scores that leave the type are found when the graph is tried, on a kernel that rounds them to it. A
+vision encoder's Attention is then computed in float32, too, scores and all.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.B
 FLOATS = frozenset({FLOAT, FLOAT16, BFLOAT16})
 WIDE = frozenset({"LayerNormalization", "RMSNormalization", "Sub", "Div"})
 """What is computed in float32 in every graph; Sub and Div normalize pixels."""
-KEPT = WIDE | {"Cast"}
-"""Casts that are left in a widened graph come from integers or lead to them."""
+ATTENTION = "Attention"
 
 
 def widen(model: ir.Model) -> None:
@@ -42,22 +42,25 @@ def widen(model: ir.Model) -> None:
             _bypass(model.graph, node)
 
 
-def lower(model: ir.Model, dtype: ir.DataType, *, boundary: ir.DataType) -> None:
+def lower(
+    model: ir.Model, dtype: ir.DataType, *, boundary: ir.DataType, wide_attention: bool = False
+) -> None:
     """In place, a widened graph: `dtype` inside and for KV caches, `boundary` for other float inputs and outputs.
 
-    Logits stay float32.
+    Logits stay float32, and with `wide_attention` what scores are computed from, and they themselves.
     """
-    graph = model.graph
+    graph, wide = model.graph, WIDE | {ATTENTION} if wide_attention else WIDE
     for value in graph.initializers.values():
-        if value.dtype == FLOAT and not all(node.op_type in WIDE for node in value.consumers()):
+        if value.dtype == FLOAT and not all(node.op_type in wide for node in value.consumers()):
             cast_weight(value, dtype)
     for value in graph.inputs:
         if value.dtype == FLOAT:
             value.dtype = dtype if is_cache(value) else boundary
-    narrow = [node for node in graph if node.op_type not in KEPT]
+    # Casts that are left in a widened graph come from integers or lead to them.
+    narrow = [node for node in graph if node.op_type not in wide | {"Cast"}]
     for value in (output for node in narrow for output in node.outputs):
         value.dtype = dtype if value.dtype == FLOAT else value.dtype
-    _insert_casts(graph, dtype)
+    _insert_casts(graph, dtype, wide)
     for i, value in enumerate(list(graph.outputs)):
         wanted = FLOAT if value.name == "logits" else boundary
         if value.dtype in FLOATS and not is_cache(value) and value.dtype != wanted:
@@ -126,13 +129,13 @@ def _bypass(graph: ir.Graph, cast: ir.Node) -> None:
     graph.remove(cast, safe=True)
 
 
-def _insert_casts(graph: ir.Graph, dtype: ir.DataType) -> None:
+def _insert_casts(graph: ir.Graph, dtype: ir.DataType, wide: frozenset[str]) -> None:
     """Give every node the float type that it computes in, one cast of a value for all its consumers."""
     made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(graph):
         if node.op_type == "Cast":
             continue
-        wanted = FLOAT if node.op_type in WIDE else dtype
+        wanted = FLOAT if node.op_type in wide else dtype
         for i, value in enumerate(node.inputs):
             if value is None or value.dtype not in FLOATS or value.dtype == wanted:
                 continue

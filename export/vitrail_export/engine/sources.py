@@ -11,6 +11,7 @@ from onnxscript import GraphBuilder
 
 from vitrail.errors import ArtifactError
 from vitrail.manifest import Manifest, Stage
+from vitrail.rebuild import unfit
 from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.decoder import build_decoder
 from vitrail_export.engine.lowering import widen
@@ -94,15 +95,14 @@ class Sources:
 
     def _unfit(self, stage: Stage) -> str | None:
         """What keeps an engine from being made of the export's own graph."""
-        vision, decoder = self.manifest.vision, self.manifest.decoder
-        if stage == "decoder" and decoder.dialect != "standard":
+        if stage not in unfit(self.manifest):
+            return None
+        name, vision, decoder = stage.replace("_", " "), self.manifest.vision, self.manifest.decoder
+        if stage == "decoder":
             return (
                 f"the decoder of '{self.directory}' is in dialect {decoder.dialect}, TensorRT needs standard"
             )
-        if stage != "decoder" and vision.precision not in ("float32", "float16"):
-            name = stage.replace("_", " ")
-            return f"the {name} of '{self.directory}' is in {vision.precision}, TensorRT needs it in fp16 or fp32"
-        return None
+        return f"the {name} of '{self.directory}' is in {vision.precision}, TensorRT needs it in fp16 or fp32"
 
     def _export(self) -> str:
         held = self.manifest.decoder.precision

@@ -14,6 +14,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from vitrail.cli.terminal import command, stderr
 from vitrail.manifest import EngineBuilder, EnginePrecision, EngineRecord, load_manifest
 
+NO_PICTURES = (
+    "no --pictures were given: graphs are compared with float32 on drawn pictures alone; "
+    "name some that are like those to be asked about"
+)
+
 
 class BuilderName(str, Enum):
     tensorrt = "tensorrt"
@@ -87,6 +92,8 @@ def engine(
         checkpoint=checkpoint,
         pictures=tuple(pictures or ()),
     )
+    if not pictures:
+        stderr.print(NO_PICTURES)
     with _stage_progress() as report:
         built = build_engines(artifacts, options, report=report)
     sizes = {name: each.size_bytes for name, each in load_manifest(artifacts).artifacts.items()}
@@ -96,9 +103,12 @@ def engine(
 
 def _line(record: EngineRecord, size_bytes: int) -> str:
     checked = f"cosine {record.parity.cosine:.6f}" if record.parity else "draws equal"
+    spared = f"  in fp16: {', '.join(record.spared)}" if record.spared else ""
+    attention = "  attention in float32: fp16 does not hold its scores" if record.float32_attention else ""
     return (
         f"{record.stage:<15} {record.precision}  {size_bytes / 1e6:>8.1f} MB  {record.build_s:>6.1f} s  "
         f"{checked} by {record.judge}  {record.builder} {record.builder_version}  {','.join(record.targets)}"
+        f"{spared}{attention}"
     )
 
 

@@ -16,7 +16,7 @@ from vitrail.errors import ArtifactError, OptionError
 from vitrail.manifest import DType, EngineRecord, Manifest, Stage
 from vitrail.plan.model import check_target
 from vitrail.providers import Cpu, Cuda, Provider, TensorRt
-from vitrail.rebuild import engine_command
+from vitrail.rebuild import engine_command, unfit
 from vitrail.triton.question import TILES_REUSED, VISION_STARTED
 from vitrail.triton.vision_models import VisionModels
 
@@ -143,7 +143,7 @@ def _record(manifest: Manifest, artifacts: Path, stage: Stage, *, gpu: str | Non
     found = [each for each in manifest.engines if each.stage == stage and each.builder == "tensorrt"]
     targets = sorted({target for each in found for target in each.targets})
     if not found:
-        command = engine_command(stage, "tensorrt", "current", directory=artifacts)
+        command = engine_command(stage, "tensorrt", "current", directory=artifacts, unfit=unfit(manifest))
         raise ArtifactError(
             f"there is no TensorRT engine of {stage} in '{artifacts}', and Triton runs no other; build one on the GPU "
             f"that it is for: {command}"
