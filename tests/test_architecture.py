@@ -81,6 +81,7 @@ FOR_EXPORT = {
     "plan",
     "prompt",
     "providers",
+    "rebuild",
     "sample",
     "session",
     "templates",
