@@ -111,6 +111,10 @@ def test_of_several_engines_the_gpu_s_own_is_planned_and_without_a_gpu_the_large
     assert [planned(gpu) for gpu in (*targets, None)] == [
         len(f"vision_encoder {each}") for each in (*targets, "sm_100")
     ]
+    told = plan_of(tmp_path / "artifacts", "--target", "tensorrt", "--memory", "8GiB", "--gpu", "sm_90")[1]
+    largest = plan_of(tmp_path / "artifacts", "--target", "tensorrt", "--memory", "8GiB")[1]
+    spared = largest["plans"][0]["weights_bytes"] - told["plans"][0]["weights_bytes"]
+    assert spared == 2  # a digit of each engine
     assert planned("sm_89") == model_of(manifest, "cuda").weights_bytes["vision_encoder"]
 
 

@@ -14,12 +14,12 @@ from vitrail.cli.make import CacheName, Precision, PrefillName, VisionPrecisionN
 from vitrail.cli.terminal import TargetName, command
 from vitrail.errors import OptionError
 from vitrail.manifest import FILENAME, load_manifest
-from vitrail.plan.check import memory_limit_bytes
+from vitrail.plan.check import memory_limit_bytes, open_driver
 from vitrail.plan.memory import KINDS, Plan, plan_memory
 from vitrail.plan.model import Load, Model, model_of
 from vitrail.plan.propose import TILE_LIMITS, Proposal, propose, smallest
 from vitrail.plan.size import parse_size, show_size
-from vitrail.providers import Cpu, OpenVino, parse_provider
+from vitrail.providers import Cpu, OpenVino, TensorRt, parse_provider
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,6 +45,12 @@ def plan(
     context: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 4096,
     streams: Annotated[int, typer.Option(help="Answers that are written at once.")] = 1,
     target: Annotated[TargetName, typer.Option(help="What it is served on.")] = TargetName.cpu,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose engines of an export, such as sm_87. [default: this machine's, or the largest]"
+        ),
+    ] = None,
     tiles_per_run: Annotated[
         int | None, typer.Option(help="Tiles that the vision encoder takes at once. [default: what fits]")
     ] = None,
@@ -82,7 +88,7 @@ def plan(
         "cache": kv_cache and kv_cache.value,
     }
     openvino = _on_openvino(provider, target.target)
-    models = _models(source, target.target, openvino=openvino, **wanted)
+    models = _models(source, target.target, openvino=openvino, gpu=gpu, **wanted)
     shown, limits = ((tiles_per_run,), (tiles_per_run,)) if tiles_per_run else (SHOWN_TILES, TILE_LIMITS)
     plans = [
         plan_memory(model, replace(load, tiles_per_run=tiles), target=target.target)
@@ -124,12 +130,19 @@ def _on_openvino(provider: str, target: Target) -> bool:
     return isinstance(found, OpenVino)
 
 
-def _models(source: str, target: Target, *, openvino: bool, **wanted: Any) -> list[Model]:
+def _gpu_here(target: Target) -> str | None:
+    """The compute capability of this machine's first GPU, where the target has one and it is here."""
+    driver = None if target == "cpu" else open_driver(TensorRt())
+    return driver.gpu.target if driver else None
+
+
+def _models(source: str, target: Target, *, openvino: bool, gpu: str | None, **wanted: Any) -> list[Model]:
     """An export as it is, or what can be made of a checkpoint, the most precise first."""
     path = Path(source)
     if (path / FILENAME).is_file():
         _refuse_forms(source, wanted)
-        return [model_of(load_manifest(path), target, openvino=openvino)]
+        gpu = gpu or _gpu_here(target)
+        return [model_of(load_manifest(path), target, openvino=openvino, gpu=gpu)]
     from vitrail_export.forms import Wanted, forms  # noqa: PLC0415
     from vitrail_export.sizes import find_source, sized  # noqa: PLC0415
 
