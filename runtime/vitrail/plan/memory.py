@@ -35,7 +35,7 @@ _OPENVINO_SCRATCH_BYTES = 112 * MIB
 _CPU_SESSION_BYTES = 2 * MIB
 _CPU_PROCESS_BYTES = 80 * MIB  # Python, numpy, onnxruntime, the tokenizer
 _CPU_STUB_BYTES = 95 * MIB  # the same inside the python backend, with its shared memory
-_STUBS = 2  # one sees, one answers
+_STUBS = 3
 _SERVER_BYTES = 70 * MIB
 
 # Allowances: nothing of these has been measured here.
@@ -182,7 +182,7 @@ def _standard_scores(model: Model, load: Load, tokens: int) -> int:
 
 def _pictures(model: Model, load: Load, *, on_cpu: bool, server: bool) -> Iterator[Item]:
     """What is on its way for one picture, since one is encoded at a time: in a process the features of a run and its embeds once
-    more, in a server those of all its tiles, on a GPU also from model to model. What each slot's request holds: its embeds, and in
+    more, in a server those of all its tiles, from model to model. What each slot's request holds: its embeds, and in
     one process its pixels as they are cut. What is kept of tiles that were seen: embeds, and in one process pixels.
     """
     tiles, tokens = model.tiles_per_picture, model.vision.tokens_per_tile
@@ -191,8 +191,7 @@ def _pictures(model: Model, load: Load, *, on_cpu: bool, server: bool) -> Iterat
     embeds = tokens * model.decoder.hidden_size * element
     moved = min(tiles, load.tiles_per_run) * features + tiles * embeds
     if server:
-        copies = 1 if on_cpu else 2
-        moved = tiles * (pixels + copies * features + embeds)
+        moved = tiles * (pixels + 2 * features + embeds)
     yield Item("pictures", "on their way", moved)
     yield Item("pictures", "of each slot", load.slots * tiles * (embeds if server else embeds + 4 * pixels))
     if load.feature_cache_bytes and (on_cpu or not server):  # Triton's own backends keep none
