@@ -99,6 +99,14 @@ def test_where_tensorrt_runs_a_stage_its_engine_is_what_counts(exported, tmp_pat
     assert engines["decoder"] == graphs["decoder"]
 
 
+@pytest.mark.parametrize("target", ["cpu", "cuda", "tensorrt"])
+def test_a_gpu_without_engines_is_refused(exported, target):
+    asked = ("--target", target, "--memory", "8GiB", "--gpu", "sm_90")
+    result = CliRunner().invoke(app, ["plan", str(exported("internvl2-tiny")), *asked])
+    assert result.exit_code == 2
+    assert "--gpu sm_90 names no engines" in result.stderr
+
+
 def test_of_several_engines_the_gpu_s_own_is_planned_and_without_a_gpu_the_largest(exported, tmp_path):
     targets = ("sm_100", "sm_90")
     manifest = load_manifest(

@@ -141,14 +141,26 @@ def _models(source: str, target: Target, *, openvino: bool, gpu: str | None, **w
     path = Path(source)
     if (path / FILENAME).is_file():
         _refuse_forms(source, wanted)
-        gpu = gpu or _gpu_here(target)
-        return [model_of(load_manifest(path), target, openvino=openvino, gpu=gpu)]
+        manifest = load_manifest(path)
+        _check_gpu(gpu, {each for engine in manifest.engines for each in engine.targets}, target)
+        return [model_of(manifest, target, openvino=openvino, gpu=gpu or _gpu_here(target))]
+    _check_gpu(gpu, set(), target)
     from vitrail_export.forms import Wanted, forms  # noqa: PLC0415
     from vitrail_export.sizes import find_source, sized  # noqa: PLC0415
 
     found = find_source(source)
     chosen = forms(target, Wanted(openvino=openvino, **wanted))
     return [sized(found, options, openvino=openvino) for options in chosen]
+
+
+def _check_gpu(gpu: str | None, built: set[str], target: Target) -> None:
+    """Raise OptionError for a GPU that was asked for and has no engines here."""
+    usable = built if target in ("tensorrt", "jetson") else set()
+    if gpu is not None and gpu not in usable:
+        raise OptionError(
+            f"--gpu {gpu} names no engines to plan with --target {target} (built for: {', '.join(sorted(built)) or 'nothing'}); "
+            "leave it out, or build them with `vitrail engine`"
+        )
 
 
 def _refuse_forms(source: str, wanted: Mapping[str, Any]) -> None:
