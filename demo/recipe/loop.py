@@ -64,7 +64,7 @@ def run(
     while ended == 0.0:
         for part in stage.lesson(rng, step):
             part.loss.backward()
-            samples += part.samples
+            samples += together.SIZE * part.samples  # the others draw about as many
             for name, figure in part.figures.items():
                 sums[name].append(figure)
         before, now = now, time.monotonic()
