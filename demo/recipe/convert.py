@@ -11,7 +11,8 @@ from torch import Tensor
 from demo.recipe import tokenizer
 from demo.recipe.model import ROPE_THETA, DemoModel, Shape
 from demo.recipe.questions import TEMPLATE_SENTENCES
-from demo.recipe.sequence import TILE, image_context_id
+from demo.recipe.render.dense import TILE
+from demo.recipe.sequence import image_context_id
 from demo.recipe.state import load
 from demo.recipe.tokenizer import CONTRACT
 from demo.recipe.vision import PATCH

@@ -18,8 +18,8 @@ PICTURES = {"two_pictures": 2, "clip": 4}
 FIRST = {"numbers": 2, "words": 2, "codes": 2, "lines": 3, "passages": 8}
 MIXED = {
     "passages": 4,
-    "numbers": 3, "words": 8, "codes": 5, "lines": 5, "no_text": 1, "receipts": 8, "tables": 7, "signs": 5,
-    "shapes": 4, "bar_charts": 3, "boxes": 4, "two_pictures": 2, "clip": 0.5,
+    "numbers": 3, "words": 8, "codes": 5, "lines": 5, "no_text": 1, "receipts": 8, "tables": 8, "signs": 5,
+    "shapes": 4, "bar_charts": 4, "boxes": 6, "two_pictures": 3, "clip": 0.5,
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ Box = tuple[int, int, int, int]
 class Turn(NamedTuple):
     """A question and its answer; `box` where the answer is a place.
 
-    `shown`: which of the first page's runs shows the answer, where the answer is not printed itself.
+    `shown`: which run of all pages, one after the other, tells the answer where it is not looked for as printed.
     """
 
     question: str

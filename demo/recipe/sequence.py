@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -17,20 +16,28 @@ from torch import Tensor
 from demo.recipe import oracle
 from demo.recipe.asked import NOT_NAMED, asked, token_at
 from demo.recipe.evaluation import message
-from demo.recipe.render.page import Mark, Page, Run, Tag
+from demo.recipe.render.dense import TILE
+from demo.recipe.render.page import Mark, Page, Tag
 from demo.recipe.scene import Scene, Turn
+from demo.recipe.spots import (
+    IGNORED,
+    NOWHERE,
+    ORDER,
+    TOKENS_PER_TILE,
+    Spot,
+    answer_spots,
+    ordered,
+    printed_lines,
+    tile_count,
+    token_square,
+)
 from demo.recipe.tokenizer import CONTRACT, runtime_tokenizer
 from vitrail.core import Control, Segment, Text
 from vitrail.prompt import template_segments, turn_segments
 from vitrail.tiling import split
 
-TILE, TOKENS_PER_TILE = oracle.TILE, 64
-SIDE, SQUARE = 8, 28
 # Smaller type than this cannot be told apart by the vision tower, as that of a thumbnail.
 LEGIBLE_PX = 17
-IGNORED = -100
-# Characters of one visual token that are told apart by their order.
-ORDER = 3
 # Characters that are told of what stands before, of a row's key and of a column's head; the number; the index.
 BEFORE, KEY, HEAD, NUMBER, INDEX = 2, 3, 2, 1, 1
 KINDS = ORDER + BEFORE + KEY + HEAD + NUMBER + INDEX
@@ -73,19 +80,6 @@ def image_context_id() -> int:
     return int(runtime_tokenizer().encode((Control("<IMG_CONTEXT>"),), 1)[0])
 
 
-class Spot(NamedTuple):
-    """Where a character is printed: its visual token, counted over all pictures, its order in it from the left, and
-    how many characters of its line stand before it.
-    """
-
-    square: int
-    order: int
-    index: int = 0
-
-
-NOWHERE = Spot(IGNORED, 0)
-
-
 class Encoded(NamedTuple):
     """A scene's rows of a `Batch`."""
 
@@ -98,7 +92,7 @@ class Encoded(NamedTuple):
 
 
 def encode(scene: Scene) -> Encoded:
-    """The whole conversation. It is told where to look where the answer is printed once, or shown by a shape."""
+    """The whole conversation. It is told where to look where the answer is printed once, or shown otherwise."""
     printed = printed_lines(scene)
     turns: list[tuple[str, tuple[Segment, ...]]] = []
     ids: list[int] = []
@@ -112,7 +106,7 @@ def encode(scene: Scene) -> Encoded:
         prompt = _ids(template_segments(turns, contract=CONTRACT))  # type: ignore[arg-type]
         answer = [*_ids(turn_segments(turn.answer, [])), *_ids((Control("<|im_end|>"),))]
         targets += [IGNORED] * (len(prompt) - len(ids) - 1) + answer
-        looks += [NOWHERE] * (len(prompt) - len(ids) - 1) + _spots(scene, turn, len(answer), printed)
+        looks += [NOWHERE] * (len(prompt) - len(ids) - 1) + answer_spots(scene, turn, answer, printed)
         links += [UNLINKED] * (len(prompt) - len(ids) - 1)
         links += [_asked_places(scene, turn, prompt)] * len(answer)
         ids = [*prompt, *answer]
@@ -125,7 +119,7 @@ def encode(scene: Scene) -> Encoded:
     for at, spot in enumerate(looks):
         if spot != NOWHERE:
             wanted[at, ORDER + BEFORE :] = names[spot.square, ORDER + BEFORE :]
-            wanted[at, -1] = index_name(spot.index)
+            wanted[at, -1] = IGNORED if names[spot.square, -1] == IGNORED else index_name(spot.index)
     orders = [each.order for each in looks]
     linked = np.asarray(links)
     linked[places] = _absolute(np.concatenate([page_links(page) for page in scene.pages]), scene, places)
@@ -147,60 +141,6 @@ def _absolute(links: Int64, scene: Scene, places: Int64) -> Int64:
     first = np.repeat(np.cumsum([0, *squares[:-1]]), squares)[:, None]
     there = places[np.where(links == IGNORED, 0, links + first)]
     return np.where((links == IGNORED) | (there > places[:, None]), IGNORED, there)
-
-
-def printed_lines(scene: Scene) -> dict[str, list[Spot]]:
-    """Every line and every row that is printed once -> where its characters stand; NOWHERE for spaces."""
-    lines: dict[str, list[Spot]] = {}
-    twice: set[str] = set()
-    first = 0
-    for page in scene.pages:
-        placed = [(run, _run_spots(page, run, first)) for run in page.runs]
-        rows = [list(row) for _, row in groupby(placed, lambda each: each[0].tag.number)]
-        joined = [_joined(row) for row in rows if len(row) > 1]
-        for words, spots in (*((run.words, spots) for run, spots in placed), *joined):
-            (twice.add if words in lines else lambda _: None)(words)
-            lines[words] = spots
-        first += tile_count(page) * TOKENS_PER_TILE
-    return {words: spots for words, spots in lines.items() if words not in twice}
-
-
-def _run_spots(page: Page, run: Run, first: int) -> list[Spot]:
-    spots = iter(_ordered(first + token_square(page, mark) for mark in run.marks))
-    return [NOWHERE if each == " " else next(spots)._replace(index=at) for at, each in enumerate(run.pieces)]
-
-
-def _joined(row: list[tuple[Run, list[Spot]]]) -> tuple[str, list[Spot]]:
-    """The lines of a row as an answer gives them: one after the other with spaces between."""
-    spots = [spot for _, each in row for spot in (*each, NOWHERE)]
-    return " ".join(run.words for run, _ in row), spots[:-1]
-
-
-def _ordered(squares: Iterable[int]) -> list[Spot]:
-    """The squares of a line's characters from left to right, each with its order in its square."""
-    spots: list[Spot] = []
-    for square in squares:
-        order = spots[-1].order + 1 if spots and spots[-1].square == square else 0
-        spots.append(Spot(square, min(order, ORDER - 1)))
-    return spots
-
-
-def token_square(page: Page, mark: Mark) -> int:
-    """The visual token of a page in whose square a mark has its centre, the nearest where that lies outside."""
-    column = int(min(max(mark.x, 0), page.width - 1) // SQUARE)
-    row = int(min(max(mark.y, 0), page.height - 1) // SQUARE)
-    tile = row // SIDE * (page.width // TILE) + column // SIDE
-    return tile * TOKENS_PER_TILE + row % SIDE * SIDE + column % SIDE
-
-
-def _spots(scene: Scene, turn: Turn, tokens: int, printed: dict[str, list[Spot]]) -> list[Spot]:
-    """For each token of an answer and its end where to look; all NOWHERE where tokens are not characters."""
-    if turn.shown is not None:
-        run = scene.pages[0].runs[turn.shown]
-        return [*[_run_spots(scene.pages[0], run, 0)[0]] * (tokens - 1), NOWHERE]
-    lines = turn.answer.split("\n")
-    spots = [each for line in lines for each in (*printed.get(line, [NOWHERE] * len(line)), NOWHERE)]
-    return spots if len(spots) == tokens else [NOWHERE] * tokens
 
 
 def batch(scenes: list[Scene], *, pixels: bool) -> Batch:
@@ -239,7 +179,7 @@ def page_names(page: Page) -> Int64:
     for run in page.runs:
         places = [at for at, each in enumerate(run.pieces) if each != " "]
         line = [end, end, *map(token_of, run.pieces)]
-        spots = _ordered(token_square(page, mark) for mark in run.marks)
+        spots = ordered(token_square(page, mark) for mark in run.marks)
         for at, (square, order, _) in zip(places, spots, strict=True):
             squares[square, order] = line[at + 2]
             if order == 0:
@@ -285,11 +225,6 @@ def _first(words: str | None, count: int) -> tuple[int, ...]:
 def token_of(character: str) -> int:
     (token,) = _ids((Text(character),))
     return token
-
-
-def tile_count(page: Page) -> int:
-    tiles = (page.width // TILE) * (page.height // TILE)
-    return tiles + (tiles > 1)
 
 
 def page_tiles(page: Page) -> npt.NDArray[np.uint8]:

@@ -15,7 +15,8 @@ from demo.recipe import curriculum, oracle, together
 from demo.recipe.loop import Lesson, Stage
 from demo.recipe.model import DemoModel, Kept, Shape
 from demo.recipe.muon import optimizers
-from demo.recipe.sequence import IGNORED, LINKS, ORDER, Batch, batch, image_context_id
+from demo.recipe.sequence import LINKS, Batch, batch, image_context_id
+from demo.recipe.spots import IGNORED, ORDER
 from demo.recipe.state import load, normalized
 from demo.recipe.vision import VisionModel
 

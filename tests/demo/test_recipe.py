@@ -31,16 +31,14 @@ from demo.recipe.scene import Brush, Scene, Turn  # noqa: E402
 from demo.recipe.scenes import MAKERS  # noqa: E402
 from demo.recipe.sequence import (  # noqa: E402
     BEFORE,
-    IGNORED,
     KINDS,
-    ORDER,
     batch,
     encode,
     image_context_id,
     page_names,
     page_tiles,
-    token_square,
 )
+from demo.recipe.spots import IGNORED, ORDER, token_square  # noqa: E402
 from demo.recipe.state import normalized, parts_of, save  # noqa: E402
 from demo.recipe.tokenizer import CONTRACT, runtime_tokenizer  # noqa: E402
 

@@ -9,6 +9,8 @@ from demo.recipe.render.fonts import SIZE_STEP_PX, faces
 from demo.recipe.render.page import Page, Rgb, Type, text_width
 
 TILE = 224
+# The side of a visual token in pixels.
+SQUARE = 28
 ALPHABETS = (
     (DIGITS, 4),
     (UPPER, 2),

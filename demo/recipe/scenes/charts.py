@@ -11,7 +11,9 @@ from demo.recipe.scene import Brush, Scene, Turn
 LABELS = ("A", "B", "C", "D", "E", "F", "G", "H", "K", "M", "N", "P", "R", "S", "T")
 # The numbers of the largest and the smallest bar; all others are alike.
 LARGEST, SMALLEST = 1, 9
-RUNS_OF_A_BAR = 3
+# A bar's runs, and its label among them, whose visual token is told the value above it: the value's, which comes
+# before it, cannot know the label.
+RUNS_OF_A_BAR, LABEL = 3, 1
 
 
 def bar_charts(brush: Brush) -> Scene:
@@ -51,7 +53,10 @@ def _turns(brush: Brush, labels: list[str], names: list[str], values: list[int])
         Turn(ask.LARGEST, labels[largest]),
         Turn(ask.SMALLEST, labels[smallest]),
         Turn(ask.BAR_COLOUR, names[largest], shown=RUNS_OF_A_BAR * largest),
-        *(Turn(ask.BAR_VALUE.format(labels[at]), str(values[at])) for at in asked),
+        *(
+            Turn(ask.BAR_VALUE.format(labels[at]), str(values[at]), shown=RUNS_OF_A_BAR * at + LABEL)
+            for at in asked
+        ),
     ]
     brush.rng.shuffle(turns)
     return turns

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from demo.recipe import questions as ask
 from demo.recipe.render.charset import COLOUR_CLASS, COLOURS, SHAPE_CLASS, SHAPES
-from demo.recipe.render.dense import TILE
+from demo.recipe.render.dense import SQUARE, TILE
 from demo.recipe.render.page import Mark, Page, Rgb, Run, Tag
 from demo.recipe.scene import Brush, Scene, Turn
 
@@ -21,18 +22,27 @@ def shapes(brush: Brush) -> Scene:
     page = brush.page(TILE, TILE, rng.choice(LIGHT))
     placed = _place(brush, page, rng.randint(1, 5))
     first = rng.choice(sorted(placed))
-    turns = [Turn(ask.COUNT.format("shapes"), str(len(placed)))]
+    turns = [_count("shapes", page.runs, sorted(SHAPES))]
     for colour, shape in dict.fromkeys((first, *sorted(placed)[: brush.questions - FEW_QUESTIONS])):
-        turns += [turn for turn in _about(placed, colour, shape) if turn not in turns]
+        turns += [turn for turn in _about(placed, page.runs, colour, shape) if turn not in turns]
     rng.shuffle(turns)
     return Scene("shapes", (page,), tuple(turns))
 
 
-def _about(placed: dict[tuple[str, str], tuple[int, int]], colour: str, shape: str) -> list[Turn]:
+def _count(name: str, runs: list[Run], kinds: Sequence[str]) -> Turn:
+    """How many there are of some kinds, as the last of them is told."""
+    alike = [at for at, run in enumerate(runs) if run.pieces[1] in kinds]
+    last = max(alike, key=lambda at: runs[at].tag.number or 0)
+    return Turn(ask.COUNT.format(name), str(len(alike)), shown=last)
+
+
+def _about(
+    placed: dict[tuple[str, str], tuple[int, int]], runs: list[Run], colour: str, shape: str
+) -> list[Turn]:
     """How many there are of a shape, its colour and its shape where nothing else has them, what stands beside it."""
-    at, alike = list(placed).index((colour, shape)), sum(each == shape for _, each in placed)
-    turns = [Turn(ask.COUNT.format(ask.PLURALS[shape]), str(alike))]
-    if alike == 1:
+    at = list(placed).index((colour, shape))
+    turns = [_count(ask.PLURALS[shape], runs, [shape])]
+    if sum(each == shape for _, each in placed) == 1:
         turns.append(Turn(ask.COLOUR_OF.format(shape), colour, shown=at))
     if sum(each == colour for each, _ in placed) == 1:
         turns.append(Turn(ask.SHAPE_OF.format(colour), shape, shown=at))
@@ -78,7 +88,7 @@ def _place(brush: Brush, page: Page, count: int) -> dict[tuple[str, str], tuple[
     rng = brush.rng
     places = rng.sample([(column, row) for row in range(CELLS) for column in range(CELLS)], count)
     chosen = rng.sample(sorted(COLOURS), count)
-    placed = {}
+    placed, drawn = {}, []
     pitch = page.width / CELLS
     for colour, (column, row) in zip(chosen, places, strict=True):
         shape = rng.choice(SHAPES)
@@ -91,9 +101,20 @@ def _place(brush: Brush, page: Page, count: int) -> dict[tuple[str, str], tuple[
             Mark(kind, x, y, 2 * radius, 2 * radius) for kind in (COLOUR_CLASS[colour], SHAPE_CLASS[shape])
         )
         page.marks += marks
-        page.runs.append(Run((colour, shape), marks, Tag(None, None, None)))
+        drawn.append(Run((colour, shape), marks, Tag()))
         placed[colour, shape] = (column, row)
+    page.runs += [run._replace(tag=_counted(run, drawn)) for run in drawn]
     return placed
+
+
+def _counted(run: Run, drawn: list[Run]) -> Tag:
+    """How many shapes there are up to one, in the order of visual tokens: of its kind as the key, of all as the number."""
+    seen = [each for each in drawn if _order(each) <= _order(run)]
+    return Tag(str(sum(each.pieces[1] == run.pieces[1] for each in seen)), None, len(seen))
+
+
+def _order(run: Run) -> tuple[float, float]:
+    return run.marks[0].y // SQUARE, run.marks[0].x // SQUARE
 
 
 def draw_shape(page: Page, shape: str, centre: tuple[float, float], radius: float, colour: Rgb) -> None:

@@ -15,7 +15,7 @@ def two_pictures(brush: Brush) -> Scene:
     at, which = rng.randrange(2), rng.randrange(2)
     turns = [
         Turn(ask.IN_PICTURE.format(at + 1), shown[at]),
-        Turn(ask.WHICH_PICTURE.format(shown[which]), ask.PICTURE.format(which + 1)),
+        Turn(ask.WHICH_PICTURE.format(shown[which]), ask.PICTURE.format(which + 1), shown=which),
     ]
     rng.shuffle(turns)
     return Scene("two_pictures", pages, tuple(turns))

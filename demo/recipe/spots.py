@@ -1,0 +1,121 @@
+"""Where in its pictures an answer is to be read: the visual token of each character, or of what shows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from demo.recipe import oracle
+from demo.recipe.asked import token_at
+from demo.recipe.render.dense import SQUARE, TILE
+from demo.recipe.render.page import Mark, Page, Run
+from demo.recipe.scene import Scene, Turn
+
+TOKENS_PER_TILE, SIDE = 64, 8
+IGNORED = -100
+# Characters of one visual token that are told apart by their order.
+ORDER = 3
+
+
+class Spot(NamedTuple):
+    """Where a character is printed: its visual token, counted over all pictures, its order in it from the left, and
+    how many characters of its line stand before it.
+    """
+
+    square: int
+    order: int
+    index: int = 0
+
+
+NOWHERE = Spot(IGNORED, 0)
+
+
+def printed_lines(scene: Scene) -> dict[str, list[Spot]]:
+    """Every line and every row that is printed once -> where its characters stand; NOWHERE for spaces."""
+    lines: dict[str, list[Spot]] = {}
+    twice: set[str] = set()
+    first = 0
+    for page in scene.pages:
+        placed = [(run, run_spots(page, run, first)) for run in page.runs]
+        rows = [list(row) for _, row in groupby(placed, lambda each: each[0].tag.number)]
+        joined = [_joined(row) for row in rows if len(row) > 1]
+        for words, spots in (*((run.words, spots) for run, spots in placed), *joined):
+            (twice.add if words in lines else lambda _: None)(words)
+            lines[words] = spots
+        first += tile_count(page) * TOKENS_PER_TILE
+    return {words: spots for words, spots in lines.items() if words not in twice}
+
+
+def run_spots(page: Page, run: Run, first: int) -> list[Spot]:
+    spots = iter(ordered(first + token_square(page, mark) for mark in run.marks))
+    return [NOWHERE if each == " " else next(spots)._replace(index=at) for at, each in enumerate(run.pieces)]
+
+
+def _joined(row: list[tuple[Run, list[Spot]]]) -> tuple[str, list[Spot]]:
+    """The lines of a row as an answer gives them: one after the other with spaces between."""
+    spots = [spot for _, each in row for spot in (*each, NOWHERE)]
+    return " ".join(run.words for run, _ in row), spots[:-1]
+
+
+def ordered(squares: Iterable[int]) -> list[Spot]:
+    """The squares of a line's characters from left to right, each with its order in its square."""
+    spots: list[Spot] = []
+    for square in squares:
+        order = spots[-1].order + 1 if spots and spots[-1].square == square else 0
+        spots.append(Spot(square, min(order, ORDER - 1)))
+    return spots
+
+
+def token_square(page: Page, mark: Mark) -> int:
+    """The visual token of a page in whose square a mark has its centre, the nearest where that lies outside."""
+    column = int(min(max(mark.x, 0), page.width - 1) // SQUARE)
+    row = int(min(max(mark.y, 0), page.height - 1) // SQUARE)
+    tile = row // SIDE * (page.width // TILE) + column // SIDE
+    return tile * TOKENS_PER_TILE + row % SIDE * SIDE + column % SIDE
+
+
+def answer_spots(
+    scene: Scene, turn: Turn, answer: Sequence[int], printed: dict[str, list[Spot]]
+) -> list[Spot]:
+    """For each token of an answer, its end the last, where to look; all NOWHERE where tokens are not characters."""
+    if turn.shown is not None:
+        return [*_shown(scene, turn.shown, turn, answer[:-1]), NOWHERE]
+    lines = turn.answer.split("\n")
+    spots = [each for line in lines for each in (*printed.get(line, [NOWHERE] * len(line)), NOWHERE)]
+    return spots if len(spots) == len(answer) else [NOWHERE] * len(answer)
+
+
+def _shown(scene: Scene, shown: int, turn: Turn, answer: Sequence[int]) -> list[Spot]:
+    """For each token of an answer where what shows it ends; for each number of a box the side that it tells."""
+    first = 0
+    for page in scene.pages:
+        if shown < len(page.runs):
+            break
+        shown, first = shown - len(page.runs), first + tile_count(page) * TOKENS_PER_TILE
+    run = page.runs[shown]
+    spots = [_ending(run_spots(page, run, first))] * len(answer)
+    if turn.box is None:
+        return spots
+    for number, side in zip(re.finditer(r"\d+", turn.answer), _sides(page, run.marks[0]), strict=True):
+        start, last = (token_at(answer, offset) for offset in (number.start(), number.end() - 1))
+        spots[start : last + 1] = [Spot(first + side, 0)] * (last + 1 - start)
+    return spots
+
+
+def _ending(spots: list[Spot]) -> Spot:
+    """The first spot of the last visual token of a run: of its tokens only that one has seen all of it."""
+    return next(each for each in spots if each.square == spots[-1].square)
+
+
+def _sides(page: Page, mark: Mark) -> list[int]:
+    """The visual tokens in the middle of a mark's left, upper, right and lower side, as covers are written."""
+    across, down = (mark.width - oracle.CELL_WIDTH) / 2, (mark.height - oracle.PATCH) / 2
+    steps = ((-across, 0), (0, -down), (across, 0), (0, down))
+    return [token_square(page, mark._replace(x=mark.x + dx, y=mark.y + dy)) for dx, dy in steps]
+
+
+def tile_count(page: Page) -> int:
+    tiles = (page.width // TILE) * (page.height // TILE)
+    return tiles + (tiles > 1)
