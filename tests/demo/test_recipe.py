@@ -27,7 +27,7 @@ from demo.recipe.render.charset import CHARACTER_CLASS, CODE_CLASSES  # noqa: E4
 from demo.recipe.render.page import Mark, Page, Tag, Type  # noqa: E402
 from demo.recipe.render.weather import turn  # noqa: E402
 from demo.recipe.resume import resume_from  # noqa: E402
-from demo.recipe.scene import Brush, Scene, Turn  # noqa: E402
+from demo.recipe.scene import Brush  # noqa: E402
 from demo.recipe.scenes import MAKERS  # noqa: E402
 from demo.recipe.sequence import (  # noqa: E402
     BEFORE,
@@ -159,37 +159,6 @@ def test_answers_are_learned_and_nothing_else():
     assert runtime_tokenizer().decode(learned, keep_special=True) == said
 
 
-def test_the_place_to_look_at_holds_the_character_to_write():
-    """On a page of several tiles: the visual token of each character of a printed answer is the one above it."""
-    page = Page(448, 448, draws=False)
-    style = Type("dejavu/DejaVuSansMono", 40, (0, 0, 0))
-    page.text(180.0, 300.0, "AB3", style)
-    scene = Scene("signs", (page,), (Turn("Read the text.", "AB3"),))
-    ids, targets, looks, *_ = encode(scene)
-    first = int(np.flatnonzero(ids == image_context_id())[0])
-    squares = [(int(mark.x // 28), int(mark.y // 28)) for mark in page.marks]
-    expected = [first + 64 * (2 + x // 8) + y % 8 * 8 + x % 8 for x, y in squares]
-    assert [int(each) for each in looks[looks != IGNORED]] == expected
-    assert (targets[looks != IGNORED] != IGNORED).all()
-
-
-def test_characters_of_one_visual_token_are_told_apart_by_their_order():
-    page = Page(224, 224, draws=False)
-    page.text(30.0, 50.0, "1M234", Type("dejavu/DejaVuSansMono", 20, (0, 0, 0)))
-    scene = Scene("codes", (page,), (Turn("Read the text.", "1M234"),))
-    _, _, looks, orders, *_ = encode(scene)
-    there = looks != IGNORED
-    squares = [int(mark.x // 28) for mark in page.marks]
-    assert squares == [1, 1, 2, 2, 3]
-    assert orders[there].tolist() == [0, 1, 0, 1, 0]
-    names = batch([scene], pixels=False).names[0].reshape(8, 8, KINDS)
-    row = int(page.marks[0].y // 28)
-    spelled = [_spelled(names[row, column, : ORDER + BEFORE]) for column in (1, 2, 3)]
-    assert spelled == ["1M\n\n", "23M1", "432"]
-    assert _spelled(names[row, [1, 2, 3], -1]) == "ace"
-    assert _spelled(encode(scene).wanted[there, -1]) == "abcde"
-
-
 def _spelled(names):
     return runtime_tokenizer().decode([int(each) for each in names if each != IGNORED], keep_special=False)
 
@@ -307,20 +276,6 @@ def test_a_question_says_where_its_row_and_its_column_are_named():
     assert asked("What colour is the star?", ()) == (NOT_NAMED, len("What colour is the "), NOT_NAMED)
     assert asked("What is the total?", tags)[0] == len("What is the ")
     assert asked("Read the text.", tags) == (NOT_NAMED, NOT_NAMED, NOT_NAMED)
-
-
-def test_attention_is_told_where_a_row_begins_and_where_the_question_names_it():
-    scene = MAKERS["receipts"](Brush(random.Random(3), draws=False, questions=8), grid=(2, 2))
-    (page,) = scene.pages
-    encoded = encode(scene)
-    first = int(np.flatnonzero(encoded.ids == image_context_id())[0])
-    line, price = page.runs[1], page.runs[2]
-    told = encoded.links[first + token_square(page, price.marks[0]), 0]
-    assert told == first + token_square(page, line.marks[0])
-    named = {int(each) for each in encoded.links[encoded.targets != IGNORED][:, 0]} - {IGNORED}
-    begun = {_spelled([encoded.ids[at]]).strip() for at in named}
-    assert {"total"} < begun
-    assert begun <= {*(run.words[0] for run in page.runs), "total", "shop"}
 
 
 def test_a_pause_is_not_counted_as_learning(tmp_path, monkeypatch):

@@ -1,0 +1,139 @@
+"""Where the language model is told to look, on scenes whose contents are known."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+pytest.importorskip("torch")
+
+from demo.recipe.render import fonts  # noqa: E402
+from demo.recipe.render.page import Page, Type  # noqa: E402
+from demo.recipe.scene import Brush, Scene, Turn  # noqa: E402
+from demo.recipe.scenes import MAKERS  # noqa: E402
+from demo.recipe.sequence import BEFORE, HEAD, KEY, KINDS, batch, encode, image_context_id  # noqa: E402
+from demo.recipe.spots import IGNORED, ORDER, token_square  # noqa: E402
+from demo.recipe.tokenizer import runtime_tokenizer  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not fonts.are_installed(), reason=f"needs {fonts.PACKAGES}")
+FIRST_KEY = ORDER + BEFORE
+FIRST_HEAD, NUMBER = FIRST_KEY + KEY, FIRST_KEY + KEY + HEAD
+
+
+def test_the_place_to_look_at_holds_the_character_to_write():
+    """On a page of several tiles: the visual token of each character of a printed answer is the one above it."""
+    page = Page(448, 448, draws=False)
+    style = Type("dejavu/DejaVuSansMono", 40, (0, 0, 0))
+    page.text(180.0, 300.0, "AB3", style)
+    scene = Scene("signs", (page,), (Turn("Read the text.", "AB3"),))
+    ids, targets, looks, *_ = encode(scene)
+    first = int(np.flatnonzero(ids == image_context_id())[0])
+    squares = [(int(mark.x // 28), int(mark.y // 28)) for mark in page.marks]
+    expected = [first + 64 * (2 + x // 8) + y % 8 * 8 + x % 8 for x, y in squares]
+    assert [int(each) for each in looks[looks != IGNORED]] == expected
+    assert (targets[looks != IGNORED] != IGNORED).all()
+
+
+def test_characters_of_one_visual_token_are_told_apart_by_their_order():
+    page = Page(224, 224, draws=False)
+    page.text(30.0, 50.0, "1M234", Type("dejavu/DejaVuSansMono", 20, (0, 0, 0)))
+    scene = Scene("codes", (page,), (Turn("Read the text.", "1M234"),))
+    _, _, looks, orders, *_ = encode(scene)
+    there = looks != IGNORED
+    squares = [int(mark.x // 28) for mark in page.marks]
+    assert squares == [1, 1, 2, 2, 3]
+    assert orders[there].tolist() == [0, 1, 0, 1, 0]
+    names = batch([scene], pixels=False).names[0].reshape(8, 8, KINDS)
+    row = int(page.marks[0].y // 28)
+    spelled = [_spelled(names[row, column, : ORDER + BEFORE]) for column in (1, 2, 3)]
+    assert spelled == ["1M\n\n", "23M1", "432"]
+    assert _spelled(names[row, [1, 2, 3], -1]) == "ace"
+    assert _spelled(encode(scene).wanted[there, -1]) == "abcde"
+
+
+def test_each_number_of_a_box_is_told_at_the_side_that_it_says():
+    for seed in range(8):
+        scene = MAKERS["boxes"](Brush(random.Random(seed), draws=False))
+        (page,), turn = scene.pages, scene.turns[0]
+        told = [square for token, square in _told(scene, turn) if token.isdigit()]
+        lengths = [len(str(each)) for each in turn.box]
+        x1, y1, x2, y2 = (told[sum(lengths[:at])] for at in range(4))
+        assert told == [each for each, n in zip((x1, y1, x2, y2), lengths, strict=True) for _ in range(n)]
+        middle = token_square(page, page.runs[turn.shown].marks[0])
+        assert x1 // 8 == x2 // 8 == middle // 8
+        assert y1 % 8 == y2 % 8 == middle % 8
+        # Each square holds its edge, up to the half cell by which covers are rounded.
+        places, slacks = (x1 % 8, y1 // 8, x2 % 8, y2 // 8), (4, 8, 4, 8)
+        for place, side, slack in zip(places, turn.box, slacks, strict=True):
+            assert place * 28 - slack <= side * 224 / 1000 <= place * 28 + 28 + slack
+
+
+def test_a_count_is_told_by_the_last_that_is_counted():
+    """Its visual token has seen all of them, and is named by how many they are."""
+    for seed in range(8):
+        scene = MAKERS["shapes"](Brush(random.Random(seed), draws=False))
+        names = batch([scene], pixels=False).names.flatten(0, 1)
+        for turn in scene.turns:
+            if turn.question.startswith("How many"):
+                (digit, square), *_ = _told(scene, turn)
+                kind = NUMBER if "shapes" in turn.question else FIRST_KEY
+                assert (digit, _spelled([names[square, kind]])) == (turn.answer, turn.answer)
+
+
+def test_the_value_of_a_bar_is_read_off_its_label():
+    scene = MAKERS["bar_charts"](Brush(random.Random(5), draws=False))
+    (page,) = scene.pages
+    names = batch([scene], pixels=False).names.flatten(0, 1)
+    turns = [turn for turn in scene.turns if turn.question.startswith("What is the value")]
+    assert turns
+    for turn in turns:
+        label = page.runs[turn.shown]
+        assert label.words in turn.question
+        (square,) = {square for _, square in _told(scene, turn)[:-1]}
+        assert square == token_square(page, label.marks[0])
+        assert _spelled(names[square, FIRST_HEAD:NUMBER]).strip() == turn.answer
+
+
+def test_which_picture_is_told_by_the_end_of_the_number_on_it():
+    for seed in range(8):
+        scene = MAKERS["two_pictures"](Brush(random.Random(seed), draws=False))
+        (turn,) = (each for each in scene.turns if each.question.startswith("Which picture"))
+        number = int(turn.answer[-2])
+        page = scene.pages[number - 1]
+        (square,) = {square for _, square in _told(scene, turn)[:-1]}
+        assert square == 64 * (number - 1) + token_square(page, page.runs[0].marks[-1])
+
+
+def _told(scene, turn):
+    """Each token of a turn's answer and the visual token, over all pictures, where it is told to look; None nowhere."""
+    encoded = encode(Scene(scene.skill, scene.pages, (turn,)))
+    places = np.flatnonzero(encoded.ids == image_context_id()).tolist()
+    squares = [places.index(int(each)) if each != IGNORED else None for each in encoded.looks]
+    answer = encoded.targets != IGNORED
+    tokens = [runtime_tokenizer().decode([int(each)], keep_special=True) for each in encoded.targets[answer]]
+    return list(zip(tokens, np.asarray(squares, object)[answer].tolist(), strict=True))
+
+
+def test_attention_is_told_where_a_row_begins_and_where_the_question_names_it():
+    scene = MAKERS["receipts"](Brush(random.Random(3), draws=False, questions=8), grid=(2, 2))
+    (page,) = scene.pages
+    encoded = encode(scene)
+    first = int(np.flatnonzero(encoded.ids == image_context_id())[0])
+    line, price = page.runs[1], page.runs[2]
+    told = encoded.links[first + token_square(page, price.marks[0]), 0]
+    assert told == first + token_square(page, line.marks[0])
+    named = {int(each) for each in encoded.links[encoded.targets != IGNORED][:, 0]} - {IGNORED}
+    begun = {_spelled([encoded.ids[at]]).strip() for at in named}
+    assert {"total"} < begun
+    assert begun <= {*(run.words[0] for run in page.runs), "total", "shop"}
+
+
+def _spelled(names):
+    return runtime_tokenizer().decode([int(each) for each in names if each != IGNORED], keep_special=False)
