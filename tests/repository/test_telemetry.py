@@ -215,17 +215,30 @@ def test_wrong_settings_are_named(name, value):
 
 def test_a_pulse_beats_while_idle_and_with_progress_and_stops_when_stuck(tmp_path, monkeypatch):
     monkeypatch.setattr("vitrail.triton.pulse.INTERVAL_S", 0.002)
-    state = [None]
-    end = keep_pulse({VARIABLE: str(tmp_path)}, "decoder", lambda: state[0])
+    state, looks = [None], []
 
-    def beats(within_s=60.0):
-        before = read_pulse(tmp_path, "decoder")
-        return wait_until(lambda: read_pulse(tmp_path, "decoder") != before, within_s=within_s, every_s=0.01)
+    def progress():
+        looks.append(state[0])
+        return looks[-1]
 
+    def pulse():
+        return read_pulse(tmp_path, "decoder")
+
+    def await_looks(more):
+        seen = len(looks)
+        assert wait_until(lambda: len(looks) >= seen + more, within_s=60, every_s=0.002)
+
+    def beats():
+        before = pulse()
+        return wait_until(lambda: pulse() != before, within_s=60, every_s=0.01)
+
+    end = keep_pulse({VARIABLE: str(tmp_path)}, "decoder", progress)
     assert beats()
     state[0] = 1
-    assert wait_until(lambda: not beats(0.3), within_s=60)
-    assert not beats(0.3)
+    await_looks(3)  # until the one that found progress is over
+    stuck = pulse()
+    await_looks(20)
+    assert pulse() == stuck
     state[0] = 2
     assert beats()
     end()
