@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ending import ending
 from precisions import vitrail
 
 from vitrail.benchmark.device import device_fields
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 MODELS, RESULT = ROOT / "models" / "demo", ROOT / "bench" / "results" / "demo-fp32.json"
 
 
+@ending()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "demo" / "checkpoint")

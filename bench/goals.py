@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from ending import ending
+
 from vitrail.benchmark.device import device_fields
 from vitrail.benchmark.load import Load, Tally
 from vitrail.benchmark.measure import Asked, summarize
@@ -47,6 +49,7 @@ class Reached(NamedTuple):
     figures: dict[str, float]
 
 
+@ending()
 def main() -> None:
     options = read_arguments()
     directory: Path = options.demo or options.model

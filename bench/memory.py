@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ending import ending
 from export import commit, cpu_name  # noqa: TID251  (bench/export.py)
 from PIL import Image
 from resident import Sampler
 
 from vitrail.core import Text
 from vitrail.engine import Engine
-from vitrail.errors import VitrailError
+from vitrail.errors import ServerError, VitrailError
 from vitrail.manifest import load_manifest
 from vitrail.plan.memory import Plan, plan_memory
 from vitrail.plan.model import Load, model_of
@@ -46,6 +47,7 @@ ANSWER_TOKENS = 4
 START_TIMEOUT_S = 300.0
 
 
+@ending()
 def main() -> None:
     args = arguments()
     load = Load(
@@ -159,8 +161,10 @@ def server(args: argparse.Namespace, load: Load) -> Iterator[tuple[Any, int]]:
 def wait_ready(client: Any, running: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not answers(client):
-        if running.poll() is not None or time.monotonic() > deadline:
-            sys.exit(f"the server did not become ready in {START_TIMEOUT_S:g} s")
+        if running.poll() is not None:
+            raise ServerError("the server ended before it was ready")
+        if time.monotonic() > deadline:
+            raise ServerError(f"the server did not become ready in {START_TIMEOUT_S:g} s")
         time.sleep(0.1)
 
 

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ending import ending
 
 from vitrail.benchmark.workload import Tiling, Workload, ask, questions, shapes
 from vitrail.images import open_image
 from vitrail.tiling import split
 
 
+@ending()
 def main() -> None:
     args = arguments()
     tiling = Tiling(args.tile_size, max_tiles=12, thumbnail=True)

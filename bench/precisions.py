@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ending import ending
 
 from vitrail.benchmark.device import device_fields
 from vitrail.core import PromptOptions
@@ -50,6 +51,7 @@ PRECISIONS = (
 )
 
 
+@ending()
 def main() -> None:
     arguments = _parser().parse_args()
     baseline: Path | None = None

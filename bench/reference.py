@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ending import ending
+
 from vitrail.benchmark.device import device_fields
 from vitrail.engine import Engine
 from vitrail_export.exporter import ExportOptions, export_checkpoint
@@ -36,6 +38,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@ending()
 def main() -> None:
     sys.path.append(str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)

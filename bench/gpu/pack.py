@@ -71,7 +71,8 @@ def download(packages: list[str], python: str, out: Path) -> None:
 
 
 def pip(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], check=True)
+    if code := subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], check=False).returncode:
+        sys.exit(code)  # it has told why
 
 
 def pinned(name: str) -> str:

@@ -16,6 +16,7 @@ import json
 import sys
 from pathlib import Path
 
+from bench.ending import ending
 from bench.peers.card import Card
 from bench.peers.contest import CONTESTANTS, STAGES, Entry, Part, Stage
 from bench.peers.install import ROOT
@@ -30,6 +31,7 @@ from vitrail_export.config_json import read_config
 KINDS = ("vision", "prefill", "decode")
 
 
+@ending()
 def main() -> None:
     args = arguments()
     name = args.model + (f"-{args.layers}-layers" if args.layers else "")
