@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vitrail.errors import ExportError, OptionError
+from vitrail.errors import OptionError
 from vitrail.providers import TensorRt
 from vitrail.session import trt
 from vitrail.session.trt_library import PACKAGES
@@ -23,6 +23,19 @@ BUILDERS = sorted(PACKAGES)
 def why_none(builder):
     """Why the builder is not here; None where it is."""
     return None if FAKE or find_spec(PACKAGES[builder]) else f"{builder} is not installed"
+
+
+def why_not_here(builder, precision):
+    """What the builder says where it is not for this GPU, or the GPU not for the precision; None where they fit."""
+    from vitrail_export.engine.builders import open_builder
+    from vitrail_export.engine.options import CURRENT
+
+    opened = open_builder(builder)
+    try:
+        opened.check_precision(precision, opened.targets((CURRENT,)))
+    except OptionError as error:
+        return str(error)
+    return None
 
 
 def provider_of(builder):
@@ -39,7 +52,7 @@ def use_fakes():
 def build(
     export, out, *, builder, precision="fp16", slots=4, context_tokens=512, max_tiles=3, chunk=32, **given
 ):
-    """A copy of an export with all engines; skips the test where the builder cannot, or may not, build them here."""
+    """A copy of an export with all engines; skips the test where the builder is not for this GPU."""
     made = Path(shutil.copytree(export, out / "export"))
     if FAKE:
         from tests.runtime.engine_fakes import with_engines
@@ -49,16 +62,13 @@ def build(
         )
         return made
     from vitrail_export.engine.build import build_engines
-    from vitrail_export.engine.options import EngineOptions
+    from vitrail_export.engine.options import CURRENT, EngineOptions
 
+    if why := why_not_here(builder, precision):
+        pytest.skip(f"no {precision} engines of {builder}: {why}")
     shape = {"slots": slots, "context_tokens": context_tokens, "max_tiles": max_tiles, "prefill_chunk": chunk}
-    try:
-        build_engines(
-            made,
-            EngineOptions(
-                builder=builder, decoder=True, precision=precision, targets=("current",), **shape, **given
-            ),
-        )
-    except (OptionError, ExportError) as error:
-        pytest.skip(f"no {precision} engines of {builder}: {error}")
+    options = EngineOptions(
+        builder=builder, decoder=True, precision=precision, targets=(CURRENT,), **shape, **given
+    )
+    build_engines(made, options)
     return made
