@@ -17,6 +17,7 @@ LAYERS = [
     {
         "core",
         "digest",
+        "dtypes",
         "engine_files",
         "errors",
         "machine",
@@ -73,6 +74,7 @@ HEAVY = {
 }
 FOR_EXPORT = {
     "core",
+    "dtypes",
     "engine_files",
     "errors",
     "images",

@@ -17,7 +17,7 @@ from onnxscript import GraphBuilder, nn
 
 from vitrail_export.config import TextConfig
 from vitrail_export.graph import CONTRIB, CacheScales, Fill, Form, Weight, constant, new_graph, vector
-from vitrail_export.layers import RMSNorm, linear, norm_dtype, rms_normalize
+from vitrail_export.layers import RMSNorm, cast, linear, norm_dtype, rms_normalize
 
 FLOAT, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
 LENGTHS: dict[str, dict[str, list[Any]]] = {
@@ -277,7 +277,7 @@ def build_decoder(config: TextConfig, form: Form) -> GraphBuilder:
     """The graph of vitrail.manifest.DecoderContract."""
     builder, op = new_graph("decoder")
     kv_shape = ["batch", config.kv_heads, "capacity", config.head_dim]
-    x = builder.input("inputs_embeds", form.dtype, ["batch", "new", config.hidden_size])
+    x = builder.input("inputs_embeds", form.port_dtype, ["batch", "new", config.hidden_size])
     lengths = tuple(builder.input(name, INT32, shape) for name, shape in LENGTHS[form.dialect].items())
     logit_positions = builder.input("logit_positions", INT64, ["wanted"])
     caches = [
@@ -287,7 +287,9 @@ def build_decoder(config: TextConfig, form: Form) -> GraphBuilder:
         )
         for i in range(config.layers)
     ]
-    logits, present = Decoder(config, form)(op, x, lengths, logit_positions, caches)
+    logits, present = Decoder(config, form)(
+        op, cast(op, x, form.port_dtype, form.dtype), lengths, logit_positions, caches
+    )
     _output(builder, logits, "logits", FLOAT, ["wanted", config.vocab_size])
     for i, (key, value) in enumerate(present):
         _output(builder, key, f"present.{i}.key", form.cache_dtype, kv_shape)

@@ -80,6 +80,7 @@ def export_checkpoint(
     if options.calibrated:
         graphs |= build_decoders(config, options, fitted_decoder_form(checkpoint, options))
     prepare(out)
+    # float16 holds every bfloat16 from 2^-17 on, and its like below to 2^-25.
     table_dtype: TableDType = np.dtype("f4" if options.precision == "float32" else "f2")
     expected = sum(map(weight_bytes, graphs.values()))
     expected += table_bytes(checkpoint, options.table_precision, table_dtype)

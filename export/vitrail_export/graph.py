@@ -88,7 +88,12 @@ class Form:
 
     @property
     def half(self) -> bool:
-        return bool(self.dtype == ir.DataType.FLOAT16)
+        return bool(self.dtype != ir.DataType.FLOAT)
+
+    @property
+    def port_dtype(self) -> ir.DataType:
+        """Of float inputs and outputs but caches and logits, which is vitrail.dtypes.port_dtype."""
+        return ir.DataType.FLOAT if self.dtype == ir.DataType.BFLOAT16 else self.dtype
 
     @property
     def cache_dtype(self) -> ir.DataType:

@@ -73,6 +73,11 @@ def in_norm_dtype(op: Any, form: Form, x: Any, compute: Callable[[Any], Any]) ->
     return op.Cast(compute(op.Cast(x, to=FLOAT)), to=form.dtype)
 
 
+def cast(op: Any, x: Any, held: ir.DataType, wanted: ir.DataType) -> Any:
+    """x, which is of `held`, in `wanted`."""
+    return x if held == wanted else op.Cast(x, to=wanted)
+
+
 def linear(
     inputs: int,
     outputs: int,
@@ -158,7 +163,10 @@ class RowInt8Linear(Int8Linear):
 
 
 class DequantizedLinear(nn.Module):  # type: ignore[misc]
-    """Blocked DequantizeLinear before a MatMul: the standard form of weight-only quantization."""
+    """Blocked DequantizeLinear before a MatMul: the standard form of weight-only quantization.
+
+    ONNX Runtime's CUDA provider dequantizes to float32 and float16 alone, so bfloat16 goes by way of float32.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, *, form: Form, bias: bool, parts: tuple[str, ...], bits: Bits
@@ -174,7 +182,10 @@ class DequantizedLinear(nn.Module):  # type: ignore[misc]
         self.bias = Weight([outputs], form.dtype, stacked_vector(form.dtype, parts)) if bias else None
 
     def forward(self, op: Any, x: Any) -> Any:
-        y = op.MatMul(x, op.DequantizeLinear(self.weight, self.scales, axis=0, block_size=self.block))
+        wide = FLOAT if self.scales.dtype == ir.DataType.BFLOAT16 else self.scales.dtype
+        scales = cast(op, self.scales, self.scales.dtype, wide)
+        weight = op.DequantizeLinear(self.weight, scales, axis=0, block_size=self.block)
+        y = op.MatMul(x, cast(op, weight, wide, self.scales.dtype))
         return y if self.bias is None else op.Add(y, self.bias)
 
 

@@ -8,11 +8,11 @@ from typing import get_args
 
 import onnx_ir as ir
 
+from vitrail.dtypes import Arithmetic
 from vitrail.errors import OptionError
 from vitrail.manifest import (
     CachePrecision,
     Dialect,
-    DType,
     Precision,
     Prefill,
     Quantizer,
@@ -25,18 +25,23 @@ from vitrail_export.graph import Bits, Form
 PRECISIONS: dict[str, Precision] = {
     "fp32": "float32",
     "fp16": "float16",
+    "bf16": "bfloat16",
     "int8": "int8",
     "w8a8": "w8a8",
     "int4": "int4",
 }
-DTYPES: dict[DType, ir.DataType] = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+DTYPES: dict[Arithmetic, ir.DataType] = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
     """What to make of a checkpoint.
 
-    precision of the language model; int8 and int4 are weight-only, with activations in `activations`; w8a8 multiplies in int8.
+    precision of the language model, which no CPU computes in bfloat16; int8 and int4 are weight-only, with activations in `activations`; w8a8 multiplies in int8.
     vision_precision: int8 for the encoder's matrix products, activations quantized as they come; int8-static for the projector's,
     too, activations by `calibration`. dialect: `ort` for ONNX Runtime, `standard` for TensorRT.
     quantizer: rtn rounds, gptq follows `calibration`, a directory of pictures. sensitive: what int4 and w8a8 keep weight-only in int8.
@@ -47,7 +52,7 @@ class ExportOptions:
     precision: Precision = "int4"
     prefill: Prefill = "same"
     vision_precision: VisionPrecision = "float32"
-    activations: DType = "float32"
+    activations: Arithmetic = "float32"
     dialect: Dialect = "ort"
     quantizer: Quantizer = "rtn"
     calibration: Path | None = None
@@ -94,12 +99,13 @@ class ExportOptions:
         return self.embeddings or ("int8" if self.bits else "float")
 
     @property
-    def decoder_dtype(self) -> DType:
-        return self.precision if self.precision in ("float32", "float16") else self.activations
+    def decoder_dtype(self) -> Arithmetic:
+        return self.activations if self.bits else self.precision  # type: ignore[return-value]
 
     @property
-    def vision_dtype(self) -> DType:
-        return "float16" if self.vision_precision == "float16" else "float32"
+    def vision_dtype(self) -> Arithmetic:
+        half = self.vision_precision in ("float16", "bfloat16")
+        return self.vision_precision if half else "float32"  # type: ignore[return-value]
 
     @property
     def vision_form(self) -> Form:
@@ -137,7 +143,7 @@ class ExportOptions:
 
 
 def read_precision(value: str) -> Precision:
-    """fp32, fp16, int8, int4 or their long names; OptionError otherwise."""
+    """fp32, fp16, bf16, int8, w8a8, int4 or their long names; OptionError otherwise."""
     found = PRECISIONS.get(value, value)
     if found not in PRECISIONS.values():
         raise OptionError(f"precision '{value}' is unknown; choose {', '.join(PRECISIONS)}")

@@ -12,7 +12,7 @@ from onnxscript import GraphBuilder, nn
 
 from vitrail_export.config import ModelConfig
 from vitrail_export.graph import Form, new_graph
-from vitrail_export.layers import LayerNorm, linear
+from vitrail_export.layers import LayerNorm, cast, linear
 
 NORM_EPS = 1e-5  # torch's default, which the reference leaves as it is
 
@@ -33,7 +33,7 @@ def build_projector(config: ModelConfig, form: Form) -> GraphBuilder:
     """Beside an encoder in int8 its weights are int8 by block: it costs a hundredth of the encoder, so only memory counts."""
     form = replace(form, int8=None)
     builder, op = new_graph("projector")
-    x = builder.input("features", form.dtype, ["tiles", config.tokens_per_tile, config.feature_size])
-    y = Projector(config, form)(op, x)
-    builder.add_output(y, "embeds")
+    x = builder.input("features", form.port_dtype, ["tiles", config.tokens_per_tile, config.feature_size])
+    y = Projector(config, form)(op, cast(op, x, form.port_dtype, form.dtype))
+    builder.add_output(cast(op, y, form.dtype, form.port_dtype), "embeds")
     return builder

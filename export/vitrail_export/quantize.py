@@ -23,7 +23,7 @@ def block_size(inputs: int, name: str) -> int:
         if inputs % size == 0:
             return size
     raise ExportError(
-        f"'{name}' has {inputs} inputs; int8 and int4 need a multiple of {BLOCK_SIZES[-1]}: export with --precision fp16 or fp32"
+        f"'{name}' has {inputs} inputs; int8 and int4 need a multiple of {BLOCK_SIZES[-1]}: export with --precision fp16, bf16 or fp32"
     )
 
 

@@ -5,7 +5,8 @@ Each stage gets the reference's own inputs, so that an error is attributed to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,19 +16,31 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrail.errors import ArtifactError, ExportError
-from vitrail.manifest import FILENAME, Manifest, Parity, check_hashes, load_manifest
+from vitrail.manifest import (
+    FILENAME,
+    DecoderContract,
+    Manifest,
+    Parity,
+    Stage,
+    VisionContract,
+    check_hashes,
+    load_manifest,
+)
 from vitrail.providers import Cpu, Provider
-from vitrail.session import Step
+from vitrail.session import DecoderSession, Step, VisionSession
 from vitrail.session.open import open_decoder, open_vision
 from vitrail_export.checkpoint import Checkpoint
+from vitrail_export.emulation import emulated
 
 Array: TypeAlias = npt.NDArray[Any]
 Report: TypeAlias = Callable[[str], None]
 
 VISUAL_TOKENS, TEXT_TOKENS = 16, 48
-FLOORS = {"float32": 0.99999, "float16": 0.999}
+FLOORS = {"float32": 0.99999, "float16": 0.999, "bfloat16": 0.999}
 VISION_FLOORS = {**FLOORS, "int8": 0.999, "int8-static": 0.999}
 """Lowest cosine of each precision. A decoder's integer weights have none: what they cost depends on the checkpoint."""
+EMULATED_FLOOR = 0.99
+"""Of a graph in bfloat16 on a CPU, where it is emulated and rounds more often: there PyTorch tells whether FLOORS are kept."""
 
 
 def verify(
@@ -44,15 +57,16 @@ def verify(
     """
     manifest = load_manifest(artifacts)
     check_hashes(manifest, artifacts)
-    found = compare(Stages(artifacts, manifest, provider), Checkpoint.open(source), report=report)
+    stages = Stages(artifacts, manifest, provider)
+    found = compare(stages, Checkpoint.open(source), report=report)
     manifest.model_copy(update={"parity": found}).write(artifacts)
-    check_floors(manifest, found)
+    check_floors(stages, found)
     return found
 
 
 def compare(stages: Stages, checkpoint: Checkpoint, *, report: Report) -> tuple[Parity, ...]:
     """Each stage beside the reference's. Raises ArtifactError where they were made from another model."""
-    from vitrail_export.reference import Reference  # noqa: PLC0415  torch is needed here only
+    from vitrail_export.reference import Bfloat16, Reference  # noqa: PLC0415  torch is needed here only
 
     manifest = stages.manifest
     check_same_model(manifest, checkpoint)
@@ -67,7 +81,23 @@ def compare(stages: Stages, checkpoint: Checkpoint, *, report: Report) -> tuple[
     prompt = np.concatenate([embeds[0, :VISUAL_TOKENS], reference.token_embeds(sample_ids(manifest))])
     expected = reference.logits(prompt[None], positions=range(VISUAL_TOKENS, len(prompt)))
     found += [parity(graph, stages.logits(prompt, graph), expected) for graph in manifest.decoder.graphs]
+    rounded = Bfloat16(checkpoint)
+    if stages.emulates(manifest.vision):
+        check_bfloat16("vision_encoder", rounded.features(sample_tiles(manifest)), features)
+        check_bfloat16("projector", rounded.embeds(features), embeds)
+    if stages.emulates(manifest.decoder):
+        positions = range(VISUAL_TOKENS, len(prompt))
+        check_bfloat16("decoder", rounded.logits(prompt[None], positions=positions), expected)
     return tuple(found)
+
+
+def check_bfloat16(stage: str, got: Array, expected: Array) -> None:
+    """Raise ExportError where the checkpoint, computed in bfloat16 by PyTorch, is not close to itself in float32."""
+    cosine, floor = parity(f"{stage} in bf16", got, expected).cosine, FLOORS["bfloat16"]
+    if cosine < floor:
+        raise ExportError(
+            f"{stage} in bf16, in PyTorch, has cosine {cosine:.6f} to float32, below {floor}; export this stage in fp16 or fp32"
+        )
 
 
 def check(
@@ -87,7 +117,7 @@ def check(
     stages = Stages(artifacts, manifest)
     if find_spec("torch"):
         found = compare(stages, Checkpoint.open(source), report=report)
-        check_floors(manifest, found)
+        check_floors(stages, found)
     else:
         check_finite(stages, report=report)
         found = ()
@@ -110,7 +140,8 @@ def check_finite(stages: Stages, *, report: Report) -> None:
 class Stages:
     """The artifacts on a provider, a session at a time, as they are served.
 
-    But for float16 weights on a CPU, which run unoptimized: optimizing would hold float32 copies of all of them.
+    But for weights of half precision on a CPU, which run unoptimized: optimizing would hold float32 copies of all of them.
+    What computes in bfloat16 is emulated there.
     """
 
     artifacts: Path
@@ -118,32 +149,47 @@ class Stages:
     provider: Provider = Cpu()  # noqa: RUF009 (frozen)
 
     def features(self) -> Array:
-        vision = open_vision(
-            self.artifacts,
-            self.manifest,
-            self.provider,
-            stages=["vision_encoder"],
-            optimize=self.optimize(self.manifest.vision.precision),
-        )
-        return vision.encode(sample_tiles(self.manifest))
+        optimize = self.optimize(self.manifest.vision.precision)
+        with self._vision("vision_encoder", optimize=optimize) as session:
+            return session.encode(sample_tiles(self.manifest))
 
     def embeds(self, features: Array) -> Array:
-        vision = open_vision(self.artifacts, self.manifest, self.provider, stages=["projector"])
-        return vision.project(features)
+        with self._vision("projector", optimize=True) as session:
+            return session.project(features)
 
     def optimize(self, precision: str) -> bool:
-        return precision != "float16" or not isinstance(self.provider, Cpu)
+        return precision not in ("float16", "bfloat16") or not isinstance(self.provider, Cpu)
+
+    def emulates(self, contract: VisionContract | DecoderContract) -> bool:
+        return isinstance(self.provider, Cpu) and contract.dtype == "bfloat16"
+
+    @contextmanager
+    def _vision(self, stage: Stage, *, optimize: bool) -> Iterator[VisionSession]:
+        if not self.emulates(self.manifest.vision):
+            yield open_vision(self.artifacts, self.manifest, self.provider, stages=[stage], optimize=optimize)
+            return
+        from vitrail.session.ort import OrtVision  # noqa: PLC0415  onnxruntime is needed here only
+
+        with emulated(self.artifacts, self.manifest, [stage]) as manifest:
+            yield OrtVision(self.artifacts, manifest, stages=[stage], optimize=False)
+
+    @contextmanager
+    def _decoder(self, capacity: int) -> Iterator[DecoderSession]:
+        options: dict[str, Any] = {
+            "slots": 1,
+            "capacity": capacity,
+            "optimize": self.optimize(self.manifest.decoder.precision),
+        }
+        if not self.emulates(self.manifest.decoder):
+            yield open_decoder(self.artifacts, self.manifest, self.provider, **options)
+            return
+        from vitrail.session.ort import OrtDecoder  # noqa: PLC0415  as above
+
+        with emulated(self.artifacts, self.manifest, self.manifest.decoder.graphs) as manifest:
+            yield OrtDecoder(self.artifacts, manifest, **options)
 
     def logits(self, prompt: Array, graph: str) -> Array:
         """Logits [P - VISUAL_TOKENS, vocab] of the last positions of a prompt [P, d], by the graph `decoder` or `prefill`."""
-        session = open_decoder(
-            self.artifacts,
-            self.manifest,
-            self.provider,
-            slots=1,
-            capacity=len(prompt),
-            optimize=self.optimize(self.manifest.decoder.precision),
-        )
         step = Step(
             first_slot=0,
             inputs_embeds=prompt[None],
@@ -151,7 +197,8 @@ class Stages:
             logit_positions=np.arange(VISUAL_TOKENS, len(prompt)),
             is_prompt=graph == "prefill",
         )
-        return session.forward(step)
+        with self._decoder(len(prompt)) as session:
+            return session.forward(step)
 
 
 def check_same_model(manifest: Manifest, checkpoint: Checkpoint) -> None:
@@ -196,7 +243,9 @@ def parity(stage: str, got: Array, expected: Array) -> Parity:
 def finite(stage: str, got: Array) -> Array:
     bad = np.count_nonzero(~np.isfinite(got))
     if bad:
-        raise ExportError(f"{stage}: {bad} of {got.size} outputs are not finite; export this stage in fp32")
+        raise ExportError(
+            f"{stage}: {bad} of {got.size} outputs are not finite; export this stage in fp32, or in bf16 for a GPU"
+        )
     return got
 
 
@@ -206,11 +255,14 @@ def _precision(manifest: Manifest, stage: str) -> str:
     return manifest.decoder.precision if stage == "decoder" else manifest.vision.precision
 
 
-def check_floors(manifest: Manifest, found: Sequence[Parity]) -> None:
+def check_floors(stages: Stages, found: Sequence[Parity]) -> None:
+    manifest = stages.manifest
     for each in found:
         decoding = each.stage in manifest.decoder.graphs
         precision = _precision(manifest, each.stage)
         floor = (FLOORS if decoding else VISION_FLOORS).get(precision, -1.0)
+        if stages.emulates(manifest.decoder if decoding else manifest.vision):
+            floor = min(floor, EMULATED_FLOOR)
         if each.cosine < floor:
             raise ExportError(
                 f"{each.stage} in {precision} has cosine {each.cosine:.6f} to the float32 reference, below {floor}; "

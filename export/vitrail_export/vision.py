@@ -14,7 +14,7 @@ from onnxscript import GraphBuilder, nn
 
 from vitrail_export.config import ModelConfig, VisionConfig
 from vitrail_export.graph import CONTRIB, Array, Form, Weight, constant, new_graph, vector, whole
-from vitrail_export.layers import FLOAT, LayerNorm, RMSNorm, linear
+from vitrail_export.layers import FLOAT, LayerNorm, RMSNorm, cast, linear
 
 UINT8 = ir.DataType.UINT8
 
@@ -36,7 +36,7 @@ class Embeddings(nn.Module):  # type: ignore[misc]
 
     def forward(self, op: Any, tiles: Any) -> Any:
         pixels = op.Div(op.Sub(op.Cast(tiles, to=FLOAT), self.pixel_mean), self.pixel_std)
-        patches = self.patch_embedding(op, op.Cast(pixels, to=self.form.dtype) if self.form.half else pixels)
+        patches = self.patch_embedding(op, cast(op, pixels, FLOAT, self.form.dtype))
         patches = op.Transpose(op.Reshape(patches, [0, 0, -1]), perm=[0, 2, 1])
         count = op.Concat(op.Shape(tiles, start=0, end=1), [1, 1], axis=0)
         return op.Add(
@@ -142,5 +142,6 @@ def pixel_shuffle(op: Any, x: Any, config: ModelConfig) -> Any:
 def build_vision_encoder(config: ModelConfig, form: Form) -> GraphBuilder:
     builder, op = new_graph("vision_encoder")
     tiles = builder.input("tiles", UINT8, ["tiles", 3, config.tile_size, config.tile_size])
-    builder.add_output(VisionEncoder(config, form)(op, tiles), "features")
+    features = VisionEncoder(config, form)(op, tiles)
+    builder.add_output(cast(op, features, form.dtype, form.port_dtype), "features")
     return builder

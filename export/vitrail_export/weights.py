@@ -28,6 +28,7 @@ BLOCK_BYTES = 16 << 20
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CURE = "fetch the checkpoint again"
+LFS_POINTER = b"version "  # how such a file begins; as a header's length it would be far beyond the limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file. Raises CheckpointError where header, byte ranges and file size do not agree."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+        if start == LFS_POINTER:
+            raise CheckpointError(
+                f"'{path}' is a pointer of Git LFS in place of the weights; fetch them with: git lfs pull"
+            )
+        length = int.from_bytes(start, "little")
         if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
             raise CheckpointError(f"'{path}' has {size} bytes and no whole header: cut off; {CURE}")
         header = _header_json(path, file.read(length))

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vitrail.dtypes import CACHE_ELEMENT_BYTES, Arithmetic
 from vitrail.errors import ArtifactError
 from vitrail.rebuild import engine_command, unfit
 
@@ -18,9 +19,9 @@ REQUIRED = ("vision_encoder", "projector", "decoder", "token_embeddings")
 
 Dialect = Literal["ort", "standard"]
 DType = Literal["float32", "float16"]
-Precision = Literal["float32", "float16", "int8", "w8a8", "int4"]
+Precision = Literal["float32", "float16", "bfloat16", "int8", "w8a8", "int4"]
 Prefill = Literal["same", "w8a8"]
-VisionPrecision = Literal["float32", "float16", "int8", "int8-static"]
+VisionPrecision = Literal["float32", "float16", "bfloat16", "int8", "int8-static"]
 CachePrecision = Literal["float", "int8"]
 TablePrecision = Literal["float", "int8", "int4"]
 Quantizer = Literal["rtn", "gptq"]
@@ -30,8 +31,6 @@ EngineStage = Stage | Literal["sampler"]
 EngineBuilder = Literal["tensorrt", "tensorrt-rtx"]
 EnginePrecision = Literal["fp16", "bf16", "fp8", "int8"]
 Judge = Literal["onnxruntime", "emulation", "pytorch"]
-CACHE_ELEMENT_BYTES = {"float32": 4, "float16": 2, "int8": 1}
-ENGINE_CACHE_BYTES = 2  # of an element of a TensorRT engine's KV cache, in every precision
 TemplateName = Literal["internlm2-chat", "Hermes-2", "internvl2_5", "phi3-chat"]
 
 
@@ -49,14 +48,15 @@ class Artifact(Record):
 
 class VisionContract(Record):
     """vision_encoder.onnx: `tiles` uint8 [n, 3, tile_size, tile_size] -> `features` [n, tokens_per_tile, feature_size].
-    projector.onnx: `features` -> `embeds` [n, tokens_per_tile, hidden_size]. One dynamic axis, n. Both of `dtype`.
+    projector.onnx: `features` -> `embeds` [n, tokens_per_tile, hidden_size]. One dynamic axis, n. Both of
+    `dtype`, in which is computed; of float32 where that is bfloat16.
     int8 quantizes activations as they come, over a whole run; int8-static by what calibration pictures caused, but for the
     modules `spared`, such as vision.layers.23.mlp, whose products stay in float.
     """
 
     precision: VisionPrecision
     spared: tuple[str, ...] = ()
-    dtype: DType
+    dtype: Arithmetic
     dialect: Dialect
     tile_size: int = Field(gt=0)
     tokens_per_tile: int = Field(gt=0)
@@ -66,7 +66,7 @@ class VisionContract(Record):
 class DecoderContract(Record):
     """decoder.onnx, one step over a ragged batch of B rows, S new tokens each (right-padded).
 
-    Inputs: `inputs_embeds` [B, S, hidden_size] of `dtype`; in dialect standard `past_lengths` int32 [B], tokens already
+    Inputs: `inputs_embeds` [B, S, hidden_size] of `dtype`, float32 where that is bfloat16; in dialect standard `past_lengths` int32 [B], tokens already
     cached; in dialect ort `last_positions` int32 [B], past length + S - 1, and `total_length` int32 [], tokens of the longest
     row after the step (a device takes it from host memory; it may be more, up to the capacity);
     `logit_positions` int64 [m], indices into the flattened [B * S] positions; `past.{i}.key`, `past.{i}.value` [B, kv_heads, capacity, head_dim] of `dtype`.
@@ -80,7 +80,7 @@ class DecoderContract(Record):
 
     precision: Precision
     prefill: Prefill = "same"
-    dtype: DType
+    dtype: Arithmetic
     cache: CachePrecision = "float"
     embeddings: TablePrecision = "float"
     quantizer: Quantizer = "rtn"
@@ -104,7 +104,7 @@ class DecoderContract(Record):
         return 2 * self.layers * self.kv_heads * self.head_dim * CACHE_ELEMENT_BYTES[self.cache_dtype]
 
     @property
-    def cache_dtype(self) -> DType | Literal["int8"]:
+    def cache_dtype(self) -> Arithmetic | Literal["int8"]:
         return "int8" if self.cache == "int8" else self.dtype
 
 

@@ -64,7 +64,7 @@ def engine_command(
 def unfit(manifest: Manifest) -> frozenset[Stage]:
     """Stages whose graphs TensorRT does not take, for their precision or dialect: engines are made from the checkpoint."""
     found: set[Stage] = set()
-    if manifest.vision.precision not in ("float32", "float16"):
+    if manifest.vision.precision not in ("float32", "float16", "bfloat16"):
         found |= {"vision_encoder", "projector"}
     if manifest.decoder.dialect != "standard":
         found.add("decoder")

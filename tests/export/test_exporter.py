@@ -122,8 +122,8 @@ def test_an_unknown_checkpoint_leaves_no_directory(tmp_path):
 
 
 def test_precisions_have_short_and_long_names():
-    assert [read_precision(name) for name in ("fp16", "float16", "int4")] == ["float16", "float16", "int4"]
-    with pytest.raises(OptionError, match="precision 'fp8' is unknown; choose fp32, fp16, int8, w8a8, int4"):
+    assert [read_precision(name) for name in ("fp16", "bf16", "int4")] == ["float16", "bfloat16", "int4"]
+    with pytest.raises(OptionError, match="precision 'fp8' is unknown; choose fp32, fp16, bf16, int8, w8a8, int4"):
         read_precision("fp8")
 
 

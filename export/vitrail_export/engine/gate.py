@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vitrail.dtypes import port_dtype
 from vitrail.errors import ExportError
 from vitrail.manifest import EnginePrecision, Judge, Manifest, Parity, Stage
 from vitrail.providers import Cpu
@@ -101,7 +102,7 @@ class Gate:
         held = self.results.get("projector")
         if held is None:
             stages = Stages(self.directory, self.manifest)
-            typed = next(iter(self._features().values())).astype(self.manifest.vision.dtype)
+            typed = next(iter(self._features().values())).astype(port_dtype(self.manifest.vision.dtype))
             held = {SMOOTH: stages.embeds(typed).astype(np.float32)}
         return held
 

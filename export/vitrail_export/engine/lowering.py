@@ -32,10 +32,10 @@ def widen(model: ir.Model) -> None:
         # Nothing knew the types of what follows an operator of ONNX Runtime's own.
         ir.passes.common.ShapeInferencePass()(model)
     for value in model.graph.initializers.values():
-        if value.dtype == FLOAT16:
+        if value.dtype in (FLOAT16, BFLOAT16):
             cast_weight(value, FLOAT)
     for value in values(model.graph):
-        if value.dtype == FLOAT16:
+        if value.dtype in (FLOAT16, BFLOAT16):
             value.dtype = FLOAT
     for node in list(model.graph):
         if node.op_type == "Cast" and node.inputs[0].dtype in FLOATS and node.outputs[0].dtype in FLOATS:

@@ -82,7 +82,7 @@ class Sources:
         config = self.checkpoint.config
         held = self.manifest.decoder
         form = ExportOptions(
-            precision="float32" if held.precision == "float16" else held.precision,
+            precision="float32" if held.precision in ("float16", "bfloat16") else held.precision,
             activations="float32",
             dialect="standard",
             sensitive=held.sensitive,
@@ -106,7 +106,7 @@ class Sources:
 
     def _export(self) -> str:
         held = self.manifest.decoder.precision
-        precision = {"float32": "fp32", "float16": "fp16", "w8a8": "int8"}.get(held, held)
+        precision = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "w8a8": "int8"}.get(held, held)
         return (
             f"vitrail export CHECKPOINT --out {self.directory}-standard --dialect standard "
             f"--vision-precision fp16 --precision {precision} --activations fp16"

@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitrail.cli.terminal import PROVIDER_HELP, byte_progress, command, stderr
+from vitrail.dtypes import Arithmetic
 from vitrail.machine import cpu_features
-from vitrail.manifest import DType, Manifest, Parity, VisionPrecision
+from vitrail.manifest import Manifest, Parity, VisionPrecision
 from vitrail.providers import parse_provider
 
 if TYPE_CHECKING:
     from vitrail_export.options import ExportOptions
 
 
+LONG_NAMES: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""What a manifest calls them; other precisions have one name."""
+
+
 class Precision(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
+    bf16 = "bf16"
     int8 = "int8"
     w8a8 = "w8a8"
     int4 = "int4"
@@ -30,21 +36,23 @@ class Precision(str, Enum):
 class VisionPrecisionName(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
+    bf16 = "bf16"
     int8 = "int8"
     static = "int8-static"
 
     @property
     def precision(self) -> VisionPrecision:
-        return {"fp32": "float32", "fp16": "float16"}.get(self.value, self.value)  # type: ignore[return-value]
+        return LONG_NAMES.get(self.value, self.value)  # type: ignore[return-value]
 
 
 class FloatPrecision(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
+    bf16 = "bf16"
 
     @property
-    def dtype(self) -> DType:
-        return "float32" if self is FloatPrecision.fp32 else "float16"
+    def dtype(self) -> Arithmetic:
+        return LONG_NAMES[self.value]  # type: ignore[return-value]
 
 
 class QuantizerName(str, Enum):
@@ -87,7 +95,9 @@ def export(
     out: Annotated[Path, typer.Option(help="Directory for the artifacts; new, empty or an earlier export.")],
     precision: Annotated[
         Precision,
-        typer.Option(help="Of the language model's weights; w8a8 multiplies in int8, the fastest on a CPU."),
+        typer.Option(
+            help="Of the language model's weights; w8a8 multiplies in int8, the fastest on a CPU; bf16 is for GPUs."
+        ),
     ] = Precision.int4,
     prefill: Annotated[
         PrefillName,
@@ -100,7 +110,8 @@ def export(
         ),
     ] = VisionPrecisionName.fp32,
     activations: Annotated[
-        FloatPrecision, typer.Option(help="Of activations and KV cache beside int8 and int4 weights.")
+        FloatPrecision,
+        typer.Option(help="Of activations and KV cache beside int8 and int4 weights; bf16 is for GPUs."),
     ] = FloatPrecision.fp32,
     dialect: Annotated[
         DialectName, typer.Option(help="ort for ONNX Runtime, standard for TensorRT.")
@@ -163,7 +174,11 @@ def export(
             stderr.print(line)
     for line in _hints(options):
         stderr.print(line)
-    stderr.print(f"next: vitrail serve {shlex.quote(str(out))}")
+    gpu = " --target cuda" if "bfloat16" in (manifest.vision.dtype, manifest.decoder.dtype) else ""
+    if check and gpu:
+        told = f"vitrail verify {shlex.quote(str(out))} --against {shlex.quote(checkpoint)} --provider cuda"
+        stderr.print(f"bf16 was emulated, since CPUs have no kernels for it; on the GPU: {told}")
+    stderr.print(f"next: vitrail serve {shlex.quote(str(out))}{gpu}")
 
 
 def _hints(options: ExportOptions) -> list[str]:

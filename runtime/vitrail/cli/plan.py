@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitrail.cli.make import CacheName, Precision, PrefillName, VisionPrecisionName
+from vitrail.cli.make import LONG_NAMES, CacheName, Precision, PrefillName, VisionPrecisionName
 from vitrail.cli.terminal import TargetName, command
 from vitrail.errors import OptionError
 from vitrail.manifest import FILENAME, load_manifest
 from vitrail.plan.check import memory_limit_bytes, open_driver
 from vitrail.plan.memory import KINDS, Plan, plan_memory
-from vitrail.plan.model import Load, Model, model_of
+from vitrail.plan.model import Load, Model, check_arithmetic, model_of
 from vitrail.plan.propose import TILE_LIMITS, Proposal, propose, smallest
 from vitrail.plan.size import parse_size, show_size
 from vitrail.providers import Cpu, OpenVino, TensorRt, parse_provider
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from vitrail.plan.model import Target
 
-PRECISIONS = {"fp32": "float32", "fp16": "float16"}
-"""What a manifest calls them; other precisions have one name."""
 SHOWN_TILES = (13, 4, 1)
 _UNKNOWN_MEMORY = 1 << 62
 
@@ -82,7 +80,7 @@ def plan(
         feature_cache_bytes=feature_cache << 20,
     )
     wanted = {
-        "precision": precision and PRECISIONS.get(precision.value, precision.value),
+        "precision": precision and LONG_NAMES.get(precision.value, precision.value),
         "prefill": prefill and prefill.value,
         "vision_precision": vision_precision and vision_precision.precision,
         "cache": kv_cache and kv_cache.value,
@@ -150,7 +148,11 @@ def _models(source: str, target: Target, *, openvino: bool, gpu: str | None, **w
 
     found = find_source(source)
     chosen = forms(target, Wanted(openvino=openvino, **wanted))
-    return [sized(found, options, openvino=openvino) for options in chosen]
+    models = [sized(found, options, openvino=openvino) for options in chosen]
+    for model in models if target == "cpu" else ():
+        check_arithmetic(model.vision, gpu=None)
+        check_arithmetic(model.decoder, gpu=None)
+    return models
 
 
 def _check_gpu(gpu: str | None, built: set[str], target: Target) -> None:

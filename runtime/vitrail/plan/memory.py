@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from vitrail.dtypes import port_dtype
 from vitrail.pictures import KEPT_BYTES
-from vitrail.plan.model import STAGES, Load, Model, Target, model_of
+from vitrail.plan.model import STAGES, Load, Model, Target, described
 from vitrail.plan.size import MIB
 from vitrail.runs import cpu_tiles_per_run
 
@@ -119,7 +120,7 @@ def plan_memory(model: Model, load: Load, *, target: Target = "cpu", server: boo
 
 def graph_bytes(manifest: Manifest, stages: Sequence[str], load: Load) -> dict[str, int]:
     """What ONNX Runtime takes of a GPU's memory for these graphs beside what is bound to them, by names for a message."""
-    plan = plan_memory(model_of(manifest), load, target="cuda")
+    plan = plan_memory(described(manifest), load, target="cuda")
     kinds = ("weights", "activations")
     found = [item for item in plan.items if item.part in stages and item.kind in kinds]
     return {f"{item.kind} of {item.part}": item.size_bytes for item in found}
@@ -186,7 +187,7 @@ def _pictures(model: Model, load: Load, *, on_cpu: bool, server: bool) -> Iterat
     one process its pixels as they are cut. What is kept of tiles that were seen: embeds, and in one process pixels.
     """
     tiles, tokens = model.tiles_per_picture, model.vision.tokens_per_tile
-    element = 4 if model.vision.dtype == "float32" else 2
+    element = 4 if port_dtype(model.vision.dtype) == "float32" else 2
     pixels, features = 3 * model.vision.tile_size**2, tokens * model.vision.feature_size * element
     embeds = tokens * model.decoder.hidden_size * element
     moved = min(tiles, load.tiles_per_run) * features + tiles * embeds

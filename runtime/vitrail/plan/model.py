@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from vitrail.dtypes import BFLOAT16_TARGET, ENGINE_CACHE_BYTES
 from vitrail.errors import OptionError
-from vitrail.manifest import ENGINE_CACHE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ TARGETS: tuple[Target, ...] = ("cpu", "cuda", "tensorrt", "jetson")
 STAGES: tuple[Stage, ...] = ("vision_encoder", "projector", "decoder")
 # Patches along one side of a visual token, and channels of one attention head: the same in all published InternVL.
 _SHUFFLE, _VISION_HEAD_DIM = 2, 64
-_WEIGHT_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "w8a8": 1.0, "int4": 0.5}
+_WEIGHT_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "w8a8": 1.0, "int4": 0.5}
 _SCALE_BLOCK = 128
 
 
@@ -101,11 +101,19 @@ def model_of(
 
     Raises OptionError for an export that the target cannot run.
     """
-    check_target(manifest, target, builder=builder)
+    check_target(manifest, target, builder=builder, gpu=gpu)
+    engines = engines_of(manifest, builder, gpu=gpu) if target in ("tensorrt", "jetson") else {}
+    return described(manifest, openvino=openvino, engines=engines)
+
+
+def described(
+    manifest: Manifest, *, openvino: bool = False, engines: Mapping[EngineStage, EngineRecord] | None = None
+) -> Model:
+    """As `model_of`, whatever it is run on."""
+    engines = engines or {}
     sizes = {name: artifact.size_bytes for name, artifact in manifest.artifacts.items()}
     graphs = (*STAGES, *manifest.decoder.graphs[1:])
     weights: dict[str, int] = {name: sizes[name] + sizes.get(f"{name}.onnx.data", 0) for name in graphs}
-    engines = engines_of(manifest, builder, gpu=gpu) if target in ("tensorrt", "jetson") else {}
     weights |= {stage: sizes[engine.artifact] for stage, engine in engines.items()}
     return Model(
         name=manifest.name,
@@ -130,8 +138,15 @@ def engines_of(
     return {engine.stage: engine for engine in fitting}
 
 
-def check_target(manifest: Manifest, target: Target, *, builder: EngineBuilder = "tensorrt") -> None:
-    """Raise OptionError for a form that only CPUs compute, where the target is a GPU and no engine takes its place."""
+def check_target(
+    manifest: Manifest, target: Target, *, builder: EngineBuilder = "tensorrt", gpu: str | None = None
+) -> None:
+    """Raise OptionError for a form that only CPUs compute, where the target is a GPU and no engine takes its place, and for
+    bfloat16 on a CPU, or on a `gpu` without.
+    """
+    if target in ("cpu", "cuda"):
+        for contract in (manifest.vision, manifest.decoder):
+            check_arithmetic(contract, gpu=None if target == "cpu" else gpu or "sm_80")
     if target == "cpu":
         return
     engines = {each.stage for each in manifest.engines if each.builder == builder and target != "cuda"}
@@ -143,6 +158,21 @@ def check_target(manifest: Manifest, target: Target, *, builder: EngineBuilder =
         raise OptionError(
             "precision w8a8 is for CPUs; export with --precision int4 or fp16 to serve on a GPU"
         )
+
+
+def check_arithmetic(contract: VisionContract | DecoderContract, *, gpu: str | None) -> None:
+    """Raise OptionError for bfloat16 where ONNX Runtime has no kernels for it: on a CPU (None), or a GPU older than sm_80."""
+    if contract.dtype != "bfloat16" or (gpu and int(gpu.removeprefix("sm_")) >= BFLOAT16_TARGET):
+        return
+    vision = hasattr(contract, "tile_size")
+    part = "vision encoder and projector" if vision else "language model"
+    option = "--vision-precision" if vision else "--precision and --activations"
+    where = f"this GPU is {gpu}" if gpu else "this is a CPU"
+    cure = "" if gpu else "serve it with --provider cuda (vitrail serve: --target cuda), or "
+    raise OptionError(
+        f"{part} compute in bf16, which ONNX Runtime does on GPUs of sm_{BFLOAT16_TARGET} or newer, and {where}; "
+        f"{cure}export with another {option}"
+    )
 
 
 def intermediate_size(decoder: DecoderContract, size_bytes: int) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail.dtypes import port_dtype
 from vitrail.errors import ArtifactError, InvalidInput
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ STAGES = ("vision_encoder", "projector")
 TENSOR_TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
+    "bfloat16": "tensor(bfloat16)",
     "int32": "tensor(int32)",
     "uint8": "tensor(uint8)",
     "int8": "tensor(int8)",
@@ -28,6 +30,15 @@ LENGTHS: dict[str, dict[str, list[int | None]]] = {
     "standard": {"past_lengths": [None]},
 }
 """Inputs that tell how much of the cache a step reads, by dialect; a scalar lies in host memory on any device."""
+
+
+BFLOAT16 = 16
+"""onnx.TensorProto's number."""
+
+
+def element_type(dtype: str) -> Any:
+    """A dtype by its name, as onnxruntime binds it: for bfloat16, which numpy has not, ONNX's number stands."""
+    return BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype).type
 
 
 def check_tiles(tiles: Uint8, contract: VisionContract) -> None:
@@ -52,7 +63,11 @@ def check_vision(sessions: Mapping[str, Any], contract: VisionContract) -> None:
     """Raise ArtifactError where an ONNX Runtime session's graph is not the contract's."""
     expected = {
         "vision_encoder": ("tiles", "uint8", [3, contract.tile_size, contract.tile_size]),
-        "projector": ("features", contract.dtype, [contract.tokens_per_tile, contract.feature_size]),
+        "projector": (
+            "features",
+            port_dtype(contract.dtype),
+            [contract.tokens_per_tile, contract.feature_size],
+        ),
     }
     for stage, session in sessions.items():
         name, dtype, shape = expected[stage]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrail.dtypes import CACHE_ELEMENT_BYTES, port_dtype
 from vitrail.plan.memory import graph_bytes
-from vitrail.plan.model import Load
+from vitrail.plan.model import Load, check_arithmetic
 from vitrail.providers import Cuda
 from vitrail.session.blocks import Block, Wanted, chunks, covering, distinct_rows, widened
 from vitrail.session.contract import (
@@ -65,12 +66,15 @@ class OrtCudaVision:
         optimize: bool = True,
     ) -> None:
         self.contract = manifest.vision
+        check_arithmetic(self.contract, gpu=device.driver.gpu.target)
         # Activations are quantized over a whole run: alone, a tile does not depend on its neighbours.
         most = self._most = 1 if self.contract.precision == "int8" else tiles_per_run
         tokens, size = self.contract.tokens_per_tile, self.contract.tile_size
         tiles = Port("tiles", "uint8", (most, 3, size, size))
-        features = Port("features", self.contract.dtype, (most, tokens, self.contract.feature_size))
-        embeds = Port("embeds", self.contract.dtype, (most, tokens, manifest.decoder.hidden_size))
+        features = Port(
+            "features", port_dtype(self.contract.dtype), (most, tokens, self.contract.feature_size)
+        )
+        embeds = Port("embeds", port_dtype(self.contract.dtype), (most, tokens, manifest.decoder.hidden_size))
         ports = [tiles, features, embeds]
         self._ways = {"vision_encoder": (tiles, features), "projector": (features, embeds)}
         load = Load(slots=1, context_tokens=1, tiles_per_run=most)
@@ -141,11 +145,12 @@ class OrtCudaDecoder:
         optimize: bool = True,
     ) -> None:
         contract = self.contract = manifest.decoder
+        check_arithmetic(contract, gpu=device.driver.gpu.target)
         self.slots, self.capacity = slots, capacity
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
         self.graphs = device.graphs
         self._caches = [f"{i}.{kind}" for i in range(contract.layers) for kind in ("key", "value")]
-        self._token_bytes = contract.head_dim * np.dtype(contract.cache_dtype).itemsize
+        self._token_bytes = contract.head_dim * CACHE_ELEMENT_BYTES[contract.cache_dtype]
         self._slot_bytes = contract.kv_heads * capacity * self._token_bytes
         self._chunk = min(capacity, CHUNK_TOKENS)
         ports = [*_decoder_ports(contract, slots=slots, chunk=self._chunk), *DeviceSampler.ports(slots)]
@@ -161,7 +166,7 @@ class OrtCudaDecoder:
         self._graphs: dict[Block, tuple[int, Any]] = {}
 
     def embed(self, token_ids: Int32) -> Float:
-        rows: Float = self.table[token_ids].astype(self.contract.dtype, copy=False)
+        rows: Float = self.table[token_ids].astype(port_dtype(self.contract.dtype), copy=False)
         return rows
 
     def copy(self, source: int, target: int, tokens: int) -> None:
@@ -270,7 +275,7 @@ class OrtCudaDecoder:
 def _decoder_ports(contract: DecoderContract, *, slots: int, chunk: int) -> list[Port]:
     width = max(slots, chunk)
     return [
-        Port("inputs_embeds", contract.dtype, (width, contract.hidden_size)),
+        Port("inputs_embeds", port_dtype(contract.dtype), (width, contract.hidden_size)),
         Port("logit_positions", "int64", (width,)),
         *(Port(name, "int32", (slots,)) for name, shape in LENGTHS[contract.dialect].items() if shape),
         Port("logits", "float32", (slots, contract.vocab_size)),

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from vitrail.session.contract import element_type
 from vitrail.session.cuda_memory import Regions, region_bytes, require_memory
 
 if TYPE_CHECKING:
@@ -67,4 +66,4 @@ class Buffers(Regions):
         return self.at(self.address(name), self.dtypes[name], shape)
 
     def at(self, address: int, dtype: str, shape: Sequence[int]) -> tuple[Any, ...]:
-        return (self.device.name, self.device.id, np.dtype(dtype).type, tuple(shape), address)
+        return (self.device.name, self.device.id, element_type(dtype), tuple(shape), address)

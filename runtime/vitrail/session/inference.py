@@ -31,7 +31,7 @@ ON_HOST = frozenset(
 WANTED: dict[type, str] = {Cpu: CPU, OpenVino: OPENVINO, Cuda: CUDA}
 REMEDIES: dict[type, str] = {
     OpenVino: "with --vision-precision fp16 or int8-static",
-    Cuda: "for a GPU: --vision-precision fp16, and --precision fp16 or --activations fp16",
+    Cuda: "for a GPU: --vision-precision fp16, and --precision fp16 or --activations fp16 (or all in bf16)",
 }
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 SDPA_KERNELS = {"auto": 0, "flash": 1, "efficient": 2, "cudnn": 8}

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vitrail.errors import OptionError
+from vitrail.plan.model import check_arithmetic
 from vitrail.providers import Cpu, Cuda, OpenVino
 from vitrail.session.contract import STAGES
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vitrail.manifest import Manifest
+    from vitrail.manifest import DecoderContract, Manifest, VisionContract
     from vitrail.providers import Provider
     from vitrail.session import DecoderSession, VisionSession
 
@@ -34,6 +35,7 @@ def open_vision(
     with its cause, ArtifactError for artifacts that it cannot run.
     """
     _check_installed(provider)
+    _check_arithmetic(manifest.vision, provider)
     if isinstance(provider, Cpu):
         from vitrail.session.ort import OrtVision  # noqa: PLC0415 - onnxruntime, only where it runs
 
@@ -72,6 +74,7 @@ def open_decoder(
 ) -> DecoderSession:
     """The language model with a KV cache of `slots` rows of `capacity` tokens. Raises what open_vision raises."""
     _check_installed(provider)
+    _check_arithmetic(manifest.decoder, provider)
     if isinstance(provider, Cpu):
         from vitrail.session.ort import OrtDecoder  # noqa: PLC0415 - onnxruntime, only where it runs
 
@@ -89,6 +92,12 @@ def open_decoder(
     from vitrail.session.trt import TrtDecoder  # noqa: PLC0415 - the driver, only where it runs
 
     return TrtDecoder(directory, manifest, provider=provider, slots=slots, capacity=capacity)
+
+
+def _check_arithmetic(contract: VisionContract | DecoderContract, provider: Provider) -> None:
+    """Before anything is loaded; of a GPU once there is one, by its session."""
+    if isinstance(provider, Cpu):
+        check_arithmetic(contract, gpu=None)
 
 
 def _check_installed(provider: Provider) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.core import Float, Int32, Uint8
+from vitrail.dtypes import port_dtype
 from vitrail.manifest import Manifest
 from vitrail.providers import Cpu, OpenVino
 from vitrail.runs import cpu_tiles_per_run
@@ -20,12 +21,14 @@ from vitrail.session.contract import (
     check_features,
     check_tiles,
     check_vision,
+    element_type,
     lengths,
 )
 from vitrail.session.inference import open_session, run_bound
 from vitrail.session.table import open_table
 
-DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
+"""numpy has no bfloat16: its bits."""
 
 
 class OrtVision(InSteps):
@@ -57,14 +60,14 @@ class OrtVision(InSteps):
 
     def project(self, features: Float) -> Float:
         check_features(features, self.contract)
-        typed = features.astype(DTYPES[self.contract.dtype], copy=False)
+        typed = features.astype(DTYPES[port_dtype(self.contract.dtype)], copy=False)
         return self._run("projector", "features", typed)
 
     def _run(self, stage: str, name: str, batch: Any) -> Float:
         """Results are written where they stay: in the arena they would keep a whole run's memory."""
         session = self.sessions[stage]
         (output,) = session.get_outputs()
-        rows = np.empty((len(batch), *output.shape[1:]), DTYPES[self.contract.dtype])
+        rows = np.empty((len(batch), *output.shape[1:]), DTYPES[port_dtype(self.contract.dtype)])
         for first in range(0, len(batch), self.tiles_per_run):
             part = slice(first, first + self.tiles_per_run)
             binding = session.io_binding()
@@ -93,7 +96,7 @@ class OrtDecoder(OnHost):
     ) -> None:
         contract = self.contract = manifest.decoder
         self.slots, self.capacity = slots, capacity
-        self.dtype = DTYPES[contract.dtype]
+        self.dtype = DTYPES[port_dtype(contract.dtype)]
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
         self.reads_as_written = contract.prefill == "same"
         graphs = {name: directory / manifest.artifacts[name].path for name in contract.graphs}
@@ -138,8 +141,9 @@ class OrtDecoder(OnHost):
     def _bind_caches(self, binding: Any, first: int, count: int) -> None:
         for name, cache in self.caches.items():
             rows = cache[first : first + count]
-            binding.bind_input(f"past.{name}", "cpu", 0, cache.dtype, rows.shape, rows.ctypes.data)
-            bind_rows(binding, f"present.{name}", rows)
+            place = "cpu", 0, element_type(self.contract.cache_dtype), rows.shape, rows.ctypes.data
+            binding.bind_input(f"past.{name}", *place)
+            binding.bind_output(f"present.{name}", *place)
 
 
 def bind_rows(binding: Any, name: str, rows: Any) -> None:

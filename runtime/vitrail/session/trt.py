@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitrail.dtypes import ENGINE_CACHE_BYTES
 from vitrail.errors import ArtifactError, InvalidInput, OptionError
-from vitrail.manifest import ENGINE_CACHE_BYTES
 from vitrail.session.blocks import Block, Wanted, chunks, covering, distinct_rows, widened
 from vitrail.session.contract import STAGES, check_capacity, check_features, check_tiles
 from vitrail.session.cuda_driver import LibCuda, Rows

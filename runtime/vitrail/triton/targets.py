@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vitrail.client import wire
+from vitrail.dtypes import port_dtype
 from vitrail.engine_files import engine_file
 from vitrail.errors import ArtifactError, OptionError
 from vitrail.manifest import DType, EngineRecord, Manifest, Stage
@@ -117,7 +118,7 @@ def _graph(manifest: Manifest, artifacts: Path, stage: Stage, *, tiles: int) -> 
     weights = manifest.artifacts.get(f"{stage}.onnx.data")
     if weights is not None:
         files[weights.path] = artifacts / weights.path
-    return Served(stage, "onnxruntime", vision.dtype, tiles, tiles, files)
+    return Served(stage, "onnxruntime", port_dtype(vision.dtype), tiles, tiles, files)
 
 
 def _engine(
