@@ -25,7 +25,25 @@ JOINT, VISION = "demo.", "vision_model."
 
 def model_config(shape: Shape, eos_id: int) -> ModelConfig:
     """The configuration of InternVL2-2B with the sizes of `shape`."""
-    vision = VisionConfig(
+    return ModelConfig(
+        layout="original",
+        architecture="InternVLChatModel",
+        vision=_vision_config(shape),
+        text=_text_config(shape),
+        template=CONTRACT.template,
+        system=CONTRACT.system,
+        tile_size=TILE,
+        downsample_ratio=0.5,
+        select_layer=-1,
+        ps_version="v2",
+        max_tiles=CONTRACT.max_tiles,
+        thumbnail=CONTRACT.thumbnail,
+        eos_ids=(eos_id,),
+    )
+
+
+def _vision_config(shape: Shape) -> VisionConfig:
+    return VisionConfig(
         hidden_size=shape.vision_width,
         layers=shape.vision_layers,
         heads=shape.vision_heads,
@@ -37,7 +55,10 @@ def model_config(shape: Shape, eos_id: int) -> ModelConfig:
         qk_normalization=False,
         qkv_bias=True,
     )
-    text = TextConfig(
+
+
+def _text_config(shape: Shape) -> TextConfig:
+    return TextConfig(
         architecture="internlm2",
         hidden_size=shape.text_width,
         layers=shape.text_layers,
@@ -54,21 +75,6 @@ def model_config(shape: Shape, eos_id: int) -> ModelConfig:
         o_bias=False,
         qk_norm=False,
         tie_word_embeddings=False,
-    )
-    return ModelConfig(
-        layout="original",
-        architecture="InternVLChatModel",
-        vision=vision,
-        text=text,
-        template=CONTRACT.template,
-        system=CONTRACT.system,
-        tile_size=TILE,
-        downsample_ratio=0.5,
-        select_layer=-1,
-        ps_version="v2",
-        max_tiles=CONTRACT.max_tiles,
-        thumbnail=CONTRACT.thumbnail,
-        eos_ids=(eos_id,),
     )
 
 

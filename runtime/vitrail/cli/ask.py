@@ -151,13 +151,7 @@ def ask(
     signal.signal(signal.SIGTERM, _terminate)
     with answering as asked, closing(asked.stream(messages, **options)) as deltas:
         completion = collect(deltas if as_json or (n or 1) > 1 else _shown(deltas))
-    if as_json:
-        typer.echo(json.dumps(completion_fields(completion), ensure_ascii=False))
-    elif len(completion.choices) > 1:
-        for choice in completion.choices:
-            typer.echo(f"[{choice.index + 1}] {_printable(choice.text)}")
-    for line in report_lines(completion):
-        stderr.print(line)
+    _print(completion, as_json=as_json)
 
 
 def completion_fields(completion: Completion) -> dict[str, Any]:
@@ -171,6 +165,17 @@ def completion_fields(completion: Completion) -> dict[str, Any]:
         "visual_tokens": completion.report.visual_tokens,
         "tokens_per_s": round(tokens_per_s(completion.report), 3),
     }
+
+
+def _print(completion: Completion, *, as_json: bool) -> None:
+    """What was not shown as it came: several answers, or one JSON object; and the report, on stderr."""
+    if as_json:
+        typer.echo(json.dumps(completion_fields(completion), ensure_ascii=False))
+    elif len(completion.choices) > 1:
+        for choice in completion.choices:
+            typer.echo(f"[{choice.index + 1}] {_printable(choice.text)}")
+    for line in report_lines(completion):
+        stderr.print(line)
 
 
 def _shown(deltas: Deltas) -> Iterator[Delta]:

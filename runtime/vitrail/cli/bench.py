@@ -95,18 +95,13 @@ def bench(
     from vitrail.benchmark.report import Objective  # noqa: PLC0415
     from vitrail.benchmark.workload import Workload  # noqa: PLC0415
 
-    if url is not None and model is not None:
-        raise OptionError("--url and --model exclude each other; give one")
-    for option, value in (("provider", provider), ("tpot-slowdown", tpot_slowdown)):
-        if model is None and value is not None:
-            raise OptionError(f"--{option} {value} is for --model; a server's is set by `vitrail serve`")
-    if tiles is not None and image_size is not None:
-        raise OptionError("--tiles and --image-size exclude each other; give one")
+    for_model = {"slots": slots, "tpot_slowdown": tpot_slowdown, "provider": provider}
+    for_server = {"timeout_s": timeout, "route": route, "shared_memory": shared_memory}
+    target = _target(url, model, for_model=for_model, for_server=for_server)
     if not 0 < timeout < 1e6:
         raise OptionError(f"--timeout is {timeout:g}; give seconds above 0")
     workload = Workload(
-        tiles=() if image_size else _numbers(tiles or "7", int, "--tiles"),
-        image_sizes=_sizes(image_size) if image_size else (),
+        **_pictures(tiles, image_size),
         prompt_words=words,
         output_tokens=output_tokens,
         ignore_eos=ignore_eos,
@@ -125,10 +120,6 @@ def bench(
         max_in_flight=max_in_flight,
     )
     _check_outputs(out, plots)
-    if model is not None:
-        target = _artifacts(model, slots=slots, tpot_slowdown=tpot_slowdown, provider=provider)
-    else:
-        target = _server(url or DEFAULT_URL, timeout, route=route, shared_memory=shared_memory)
     run = Run(workload, loads, Objective(slo_ttft_ms, slo_tpot_ms), timeout_s=timeout, name=name)
     run.execute(target)
     card = run.card()
@@ -198,6 +189,32 @@ class Run:
         return max(set(codes), key=codes.count) if codes else 1
 
 
+def _target(
+    url: str | None, model: Path | None, *, for_model: dict[str, Any], for_server: dict[str, Any]
+) -> AbstractContextManager[Target]:
+    """Who is to answer. Raises OptionError where both are named, or a server is given what is for artifacts here."""
+    from vitrail.benchmark.target import artifacts, server  # noqa: PLC0415
+
+    if url is not None and model is not None:
+        raise OptionError("--url and --model exclude each other; give one")
+    if model is not None:
+        return artifacts(model, **{name: value for name, value in for_model.items() if value is not None})
+    for name in ("provider", "tpot_slowdown"):
+        if (value := for_model[name]) is not None:
+            option = name.replace("_", "-")
+            raise OptionError(f"--{option} {value} is for --model; a server's is set by `vitrail serve`")
+    return server(url or DEFAULT_URL, **for_server)
+
+
+def _pictures(tiles: str | None, image_size: str | None) -> dict[str, Any]:
+    """The fields of a Workload that tell its pictures."""
+    if tiles is not None and image_size is not None:
+        raise OptionError("--tiles and --image-size exclude each other; give one")
+    if image_size:
+        return {"tiles": (), "image_sizes": _sizes(image_size)}
+    return {"tiles": _numbers(tiles or "7", int, "--tiles")}
+
+
 def _loads(concurrency: str | None, rate: str | None, *, warmup: int | None, **limits: Any) -> list[Load]:
     from vitrail.benchmark.load import WARMUP_WORKERS, Load  # noqa: PLC0415
 
@@ -245,18 +262,6 @@ def _check_outputs(out: Path | None, plots: Path | None) -> None:
 def _beside(out: Path, suffix: str) -> Path:
     """FILE or FILE.json as FILE with another ending."""
     return out.with_name(out.name.removesuffix(".json") + suffix)
-
-
-def _artifacts(model: Path, **settings: Any) -> AbstractContextManager[Target]:
-    from vitrail.benchmark.target import artifacts  # noqa: PLC0415
-
-    return artifacts(model, **{name: value for name, value in settings.items() if value is not None})
-
-
-def _server(url: str, timeout_s: float, **options: Any) -> AbstractContextManager[Target]:
-    from vitrail.benchmark.target import server  # noqa: PLC0415
-
-    return server(url, timeout_s=timeout_s, **options)
 
 
 @contextmanager

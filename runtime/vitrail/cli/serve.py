@@ -18,7 +18,8 @@ from vitrail.providers import Cpu
 if TYPE_CHECKING:
     from vitrail.manifest import Manifest
     from vitrail.providers import Provider
-    from vitrail.triton.options import Tls
+    from vitrail.triton.options import ServerOptions, Tls
+    from vitrail.triton.repository import ServingSettings
     from vitrail.triton.server import Server
 
 
@@ -100,7 +101,6 @@ def serve(
 ) -> None:
     """Serve artifacts on NVIDIA Triton until Ctrl-C or SIGTERM."""
     from vitrail.decoder import Settings  # noqa: PLC0415
-    from vitrail.triton import serve as triton  # noqa: PLC0415
     from vitrail.triton.options import ServerOptions  # noqa: PLC0415
     from vitrail.triton.repository import ServingSettings  # noqa: PLC0415
 
@@ -139,6 +139,13 @@ def serve(
         tiles_per_run=tiles_per_run,
         feature_cache_bytes=feature_cache << 20,
     )
+    _run(artifacts, options, settings)
+
+
+def _run(artifacts: Path, options: ServerOptions, settings: ServingSettings) -> None:
+    """Until it is told to stop; what goes on is told on stderr."""
+    from vitrail.triton.serve import serve as run  # noqa: PLC0415
+
     faster = _is_for_bfloat16(load_manifest(artifacts), settings.provider)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with stderr.status("starting tritonserver") as status:
@@ -149,7 +156,7 @@ def serve(
             if faster:
                 stderr.print("hint: on this processor --provider openvino encodes pictures faster")
 
-        triton.serve(
+        run(
             artifacts,
             options=options,
             settings=settings,
