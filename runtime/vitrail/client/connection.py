@@ -222,7 +222,7 @@ def parse_url(url: str) -> tuple[str, bool]:
         return url, False
     try:
         parts = urlsplit(url if "://" in url else f"grpc://{url}")
-        host, port = parts.hostname, parts.port or DEFAULT_PORT
+        host, port = parts.hostname, DEFAULT_PORT if parts.port is None else parts.port
     except ValueError as error:
         raise OptionError(f"'{url}' is no server address ({error}); {_URL_CURE}") from error
     if parts.scheme in {"http", "https"}:
@@ -230,7 +230,7 @@ def parse_url(url: str) -> tuple[str, bool]:
             f"'{url}' is an HTTP address; give the server's gRPC port as HOST:PORT, usually {host}:{DEFAULT_PORT}"
         )
     extra = parts.path.strip("/") or parts.query or parts.fragment or parts.username
-    if parts.scheme not in {"grpc", "grpcs"} or not host or extra or re.search(r"\s", url):
+    if parts.scheme not in {"grpc", "grpcs"} or not host or not port or extra or re.search(r"\s", url):
         raise OptionError(f"'{url}' is no server address; {_URL_CURE}")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}", parts.scheme == "grpcs"
 
@@ -262,6 +262,9 @@ def _read_pem(path: str | Path | None) -> bytes | None:
     if path is None:
         return None
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise OptionError(f"cannot read the TLS file '{path}' ({error.strerror}); give a PEM file") from error
+    if b"-----BEGIN " not in content:
+        raise OptionError(f"the TLS file '{path}' is no PEM file (it has no -----BEGIN); give one that is")
+    return content

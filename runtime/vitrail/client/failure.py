@@ -16,6 +16,8 @@ _LONGEST_PAUSE_S = 5.0
 _ENDED_HERE = ("Locally cancelled by application!", "Channel closed!")
 # What its asyncio half says, in place of the server's status, where the call was over before all was sent.
 _ENDED_EARLY = "Internal error from Core"
+# What it says where the two sides agree on no encryption.
+_NO_TLS = ("Tls handshake failed", "Ssl handshake failed", "CERTIFICATE_VERIFY_FAILED")
 
 
 @dataclass(slots=True)
@@ -63,6 +65,11 @@ def error_from_rpc(error: grpc.RpcError, *, target: str) -> VitrailError:
         return ServerError(
             f"{target}: the server, or a proxy before it, ended the call; ask again once it serves ({details[:300]})"
         )
+    if any(words in details for words in _NO_TLS):
+        return ServerError(
+            f"{target}: the server cannot be reached by TLS; ask a server without TLS by grpc://, one whose "
+            f"certificate is its own with that authority (TLS(ca=…), --tls-ca) ({details[:300]})"
+        )
     name = code.name if code else "UNKNOWN"
     kind, text = _MEANINGS.get(name, (ServerError, "the call failed"))
     return kind(f"{target}: {text} ({name}: {details[:300]})")
@@ -71,7 +78,10 @@ def error_from_rpc(error: grpc.RpcError, *, target: str) -> VitrailError:
 _MEANINGS: dict[str, tuple[type[VitrailError], str]] = {
     "UNAVAILABLE": (
         ServerError,
-        "the server cannot be reached; see that `vitrail serve` runs and that this is its gRPC port, not the HTTP port",
+        (
+            "the server cannot be reached; see that `vitrail serve` runs and that this is its gRPC port, "
+            "not the HTTP port; one with TLS is asked by grpcs://"
+        ),
     ),
     "DEADLINE_EXCEEDED": (
         DeadlineExceeded,

@@ -53,6 +53,7 @@ def test_addresses_are_understood(url, target, tls):
         ("", "no server address"),
         ("localhost:port", "no server address"),
         ("localhost:99999", "no server address"),
+        ("localhost:0", "no server address"),
         ("grpc://host/path", "no server address"),
         ("ftp://host", "no server address"),
         ("two words", "no server address"),

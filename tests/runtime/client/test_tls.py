@@ -41,10 +41,31 @@ def test_tls_works_with_the_right_authority_only(kind, tmp_path):
         url = f"grpcs://localhost:{server.port}"
         with kind(url, tls=TLS(ca=tmp_path / "cert.pem")) as client:
             assert client.chat("hi").text == "Hello there"
-        with kind(url, retries=0) as client, pytest.raises(ServerError, match="cannot be reached"):
+        with kind(url, retries=0) as client, pytest.raises(ServerError, match=r"by TLS; .*TLS\(ca="):
             client.chat("hi")
-        with kind(f"localhost:{server.port}", retries=0) as client, pytest.raises(ServerError):
+        with (
+            kind(f"localhost:{server.port}", retries=0) as client,
+            pytest.raises(ServerError, match="grpcs://"),
+        ):
             client.chat("hi")
+
+
+def test_a_server_without_tls_that_is_asked_by_tls_is_called_so(kind):
+    with (
+        FakeServer() as server,
+        kind(f"grpcs://{server.url}", retries=0) as client,
+        pytest.raises(ServerError, match="cannot be reached by TLS; ask a server without TLS by grpc://"),
+    ):
+        client.chat("hi")
+
+
+def test_a_tls_file_that_is_no_pem_is_named(tmp_path):
+    (tmp_path / "ca.pem").write_bytes(b"\x89PNG")
+    with (
+        Client("localhost", tls=TLS(ca=tmp_path / "ca.pem")) as client,
+        pytest.raises(OptionError, match=r"ca\.pem' is no PEM file"),
+    ):
+        client.info()
 
 
 def test_a_missing_tls_file_is_named():
