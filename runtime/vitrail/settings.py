@@ -48,6 +48,8 @@ class Settings:
                 raise OptionError(f"{name} is {value}; it must be at least {least}")
             if value is not None and not value <= most:
                 raise OptionError(f"{name} is {value}; it must be at most {most}")
+        if self.default_deadline_s == 0:
+            raise OptionError("default_deadline_s is 0, which ends every request at once; give more seconds")
 
     @property
     def pace(self) -> Pace:

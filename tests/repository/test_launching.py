@@ -123,6 +123,19 @@ def test_a_missing_certificate_is_named(tmp_path):
         check_tls(Tls(tmp_path / "no.pem", tmp_path / "no.key"))
 
 
+def test_a_certificate_and_a_key_that_are_none_are_named(tmp_path):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.write_bytes(b"\x89PNG")
+    key.write_text("-----BEGIN CERTIFICATE-----\n")
+    with pytest.raises(OptionError, match=r"cert\.pem' holds no CERTIFICATE"):
+        check_tls(Tls(certificate, key))
+    certificate.write_text("-----BEGIN CERTIFICATE-----\n")
+    with pytest.raises(OptionError, match=r"key\.pem' holds no PRIVATE KEY"):
+        check_tls(Tls(certificate, key))
+    key.write_text("-----BEGIN RSA PRIVATE KEY-----\n")
+    check_tls(Tls(certificate, key))
+
+
 def test_a_given_binary_comes_first_then_path_then_the_wheel(tmp_path, monkeypatch):
     binary = tmp_path / "bin" / "tritonserver"
     binary.parent.mkdir()

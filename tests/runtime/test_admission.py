@@ -167,6 +167,7 @@ def test_a_request_that_is_being_answered_never_gives_way():
         ({"queue_limit": -1}, "queue_limit is -1"),
         ({"context_tokens": 1}, "context_tokens is 1"),
         ({"default_deadline_s": float("nan")}, "default_deadline_s is nan"),
+        ({"default_deadline_s": 0}, "default_deadline_s is 0, which ends every request at once"),
         ({"default_deadline_s": 604_801}, "default_deadline_s is 604801; it must be at most 604800"),
         ({"tpot_slowdown": 1.0}, "tpot_slowdown is 1.0; it must be at least 1.1"),
         ({"tpot_target_ms": -1}, "tpot_target_ms is -1; it must be at least 0"),

@@ -85,7 +85,8 @@ def start_error(text: str) -> VitrailError:
     """Of a server that ended while it started: the failed model's own error where it told one."""
     reason = failure(text)
     if reason is None:
-        return ServerError(f"tritonserver ended without giving a reason; the end of its log:\n{tail(text)}")
+        last = f"the end of its log:\n{tail(text)}" if text.strip() else "its log is empty"
+        return ServerError(f"tritonserver ended without giving a reason; {last}")
     error = error_from_text(reason)
     if type(error) is ServerError:
         error = ServerError(f"tritonserver did not start: {reason}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,10 +113,16 @@ def _is_loopback(host: str) -> bool:
 
 
 def check_tls(tls: Tls | None) -> None:
-    """Raise OptionError for a file that cannot be read: tritonserver would call its port taken."""
-    for path in () if tls is None else (tls.certificate, tls.key):
-        if not os.access(path, os.R_OK):
-            raise OptionError(f"cannot read the TLS file '{path}'; give the path of a PEM file")
+    """Raise OptionError for a file that is not what it should be: tritonserver would call its port taken."""
+    for path, kind in () if tls is None else ((tls.certificate, "CERTIFICATE"), (tls.key, "PRIVATE KEY")):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise OptionError(
+                f"cannot read the TLS file '{path}' ({error.strerror}); give the path of a PEM file"
+            ) from error
+        if f"{kind}-----".encode() not in content:
+            raise OptionError(f"the TLS file '{path}' holds no {kind} in PEM's form; give one that does")
 
 
 def settle_ports(options: ServerOptions) -> ServerOptions:
