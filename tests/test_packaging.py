@@ -89,4 +89,4 @@ def test_the_gpu_extra_names_the_libraries_that_the_cuda_provider_loads(needs):
 
 def test_it_brings_the_command(wheel):
     name = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "vitrail = vitrail.cli:app" in wheel.read(name).decode()
+    assert "vitrail = vitrail.__main__:main" in wheel.read(name).decode()

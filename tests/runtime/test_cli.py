@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from vitrail.__main__ import main
 from vitrail.cli import app
 from vitrail.cli.report import report_lines
 from vitrail.client.fake import ANSWER, FakeServer, inputs
@@ -167,6 +168,8 @@ def test_an_answer_that_the_deadline_cut_off_is_printed_and_no_failure():
         (["ask", "-q", "?", "--url", "127.0.0.1:9"], 5, "cannot be reached"),
         (["ask", "-q", "?", "--model", "/nowhere"], 3, "no artifact directory at '/nowhere'"),
         (["info", "/nowhere"], 2, "no directory '/nowhere'"),
+        (["info", "pyproject.toml"], 2, "'pyproject.toml' is a file"),
+        (["info", "nowhere"], 5, "there is no directory 'nowhere', and nowhere:8001: "),
         (["info", "127.0.0.1:9"], 5, "cannot be reached"),
         (["serve", "/nowhere"], 3, "no artifact directory at '/nowhere'"),
         (["serve", "/nowhere", "--slots", "0"], 2, "slots is 0"),
@@ -228,6 +231,48 @@ def test_an_interrupted_question_is_cancelled_on_the_server(number, code):
         released.set()
 
 
+def test_an_interrupted_line_is_ended_before_anything_else_is_said():
+    released = threading.Event()
+    with FakeServer([Delta(text="Hello"), released]) as server:
+        process = shell("ask", "-q", "Why?", "--url", server.url)
+        assert process.stdout.read(5) == "Hello"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=120) == ("\n", "interrupted\n")
+        released.set()
+
+
+def test_an_answer_that_fails_before_its_first_word_leaves_stdout_empty():
+    with FakeServer([Delta(), "[server] broken"]) as server:
+        result = vitrail("ask", "-q", "?", "--url", server.url)
+    assert (result.exit_code, result.stdout) == (5, "")
+
+
+def test_a_failed_handshake_is_one_line_without_grpc_s_own():
+    with FakeServer() as server:
+        process = shell("info", f"grpcs://{server.url}")
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 5
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+
+
+def test_ctrl_c_while_the_command_line_is_imported_leaves_no_traceback(monkeypatch, capsys):
+    class Interrupted:
+        @property
+        def app(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "vitrail.cli", Interrupted())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def test_a_checkpoint_that_is_refused_has_no_progress_bar(tmp_path):
+    result = vitrail("export", "/nowhere", "--out", tmp_path / "artifacts")
+    assert result.stderr.strip().startswith("error: no checkpoint directory")
+
+
 def test_a_reader_that_leaves_ends_the_question_quietly():
     left = threading.Event()
     with FakeServer([left, *ANSWER]) as server:
@@ -285,6 +330,20 @@ def test_the_report_tells_pictures_tokens_and_time():
         "prompt 3400 tokens (3328 visual), answer 41 tokens (stop)",
         "first token after 1.25 s, 20.0 tokens/s, total 3.25 s (vision 900 ms, prefill 300 ms, decode 2.00 s)",
     ]
+
+
+def test_the_report_of_an_answer_without_tokens_tells_no_times_of_tokens():
+    image = ImageReport(width=9, height=9, grid=Grid(1, 1), tiles=1, visual_tokens=64)
+    times = Timings(preprocess_ms=5, total_ms=5)
+    lines = report_lines(Completion((Choice(0, "", (), "deadline"),), Report(70, 0, (image,), times)))
+    assert "grid 1x1, 1 tile, 64" in lines[0]
+    assert lines[2] == "no token, total 5 ms (preprocess 5 ms)"
+
+
+def test_the_report_of_one_token_tells_no_speed():
+    times = Timings(decode_ms=5, ttft_ms=20, total_ms=25)
+    lines = report_lines(Completion((Choice(0, "x", (1,), "stop"),), Report(7, 1, (), times)))
+    assert lines[1] == "first token after 20 ms, total 25 ms (decode 5 ms)"
 
 
 def test_a_terminal_gets_no_control_characters(monkeypatch):

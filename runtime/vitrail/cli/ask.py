@@ -14,8 +14,8 @@ import typer
 
 from vitrail.answer import collect
 from vitrail.cli.report import report_lines, tokens_per_s
-from vitrail.cli.terminal import PROVIDER_HELP, command, stderr
-from vitrail.errors import OptionError
+from vitrail.cli.terminal import PROVIDER_HELP, command, hush_grpc, stderr
+from vitrail.errors import OptionError, VitrailError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -179,11 +179,18 @@ def _print(completion: Completion, *, as_json: bool) -> None:
 
 
 def _shown(deltas: Deltas) -> Iterator[Delta]:
-    """Pass deltas on as they are printed."""
-    for delta in deltas:
-        sys.stdout.write(_printable(delta.text))
+    """Pass deltas on as they are printed. A line that was begun is ended, whatever ends the answer."""
+    begun = False
+    try:
+        for delta in deltas:
+            sys.stdout.write(_printable(delta.text))
+            sys.stdout.flush()
+            begun = begun or bool(delta.text)
+            yield delta
+    except (VitrailError, KeyboardInterrupt, SystemExit):
+        sys.stdout.write("\n" * begun)
         sys.stdout.flush()
-        yield delta
+        raise
     sys.stdout.write("\n")
     sys.stdout.flush()
 
@@ -245,6 +252,7 @@ def _engine(model: Path, *, slots: int, context: int | None = None, provider: st
 def _client(
     *, url: str = DEFAULT_URL, route: Any = "auto", header: Sequence[str] = (), tls_ca: Path | None = None
 ) -> Iterator[Asked]:
+    hush_grpc()
     from vitrail.client import TLS, Client  # noqa: PLC0415
 
     tls = TLS(ca=tls_ca) if tls_ca else False

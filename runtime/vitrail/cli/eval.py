@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from vitrail.cli.terminal import PROVIDER_HELP, command, stderr
+from vitrail.cli.terminal import PROVIDER_HELP, command, hush_grpc, stderr
 from vitrail.errors import InvalidInput, OptionError
 from vitrail.evaluation import report
 from vitrail.evaluation.compare import compare as compare_runs
@@ -210,6 +210,7 @@ def _engine(directory: Path, *, slots: int, provider: str) -> Iterator[Model]:
 @contextmanager
 def _server(url: str) -> Iterator[Model]:
     """A server that is not there is told at once; one that goes away later gets time to come back."""
+    hush_grpc()
     from vitrail.client import Client  # noqa: PLC0415
 
     with Client(url, retries=0) as probe:

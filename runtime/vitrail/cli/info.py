@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vitrail.cli.terminal import command
-from vitrail.errors import OptionError
+from vitrail.cli.terminal import command, hush_grpc
+from vitrail.errors import OptionError, ServerError
 from vitrail.manifest import FILENAME, load_manifest
 
 
@@ -42,6 +42,8 @@ def describe(target: str) -> dict[str, Any]:
         return {"kind": "checkpoint", **_checkpoint(path)}
     if path.is_dir():
         return {"kind": "artifacts", **_artifacts(path)}  # raises: no manifest
+    if path.is_file():
+        raise OptionError(f"'{target}' is a file; give a directory or the HOST:PORT of a server")
     if "/" in target and "://" not in target and not target.startswith("unix:"):
         raise OptionError(f"there is no directory '{target}'; give a directory or the HOST:PORT of a server")
     return {"kind": "server", **_server(target)}
@@ -68,10 +70,16 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _server(url: str) -> dict[str, Any]:
+    hush_grpc()
     from vitrail.client import Client  # noqa: PLC0415
 
-    with Client(url) as client:
-        return {"url": client.target, **client.info().model_dump(mode="json")}
+    try:
+        with Client(url) as client:
+            return {"url": client.target, **client.info().model_dump(mode="json")}
+    except ServerError as error:
+        raise ServerError(
+            f"{error}" if ":" in url else f"there is no directory '{url}', and {error}"
+        ) from error
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -24,8 +24,9 @@ def _time_line(report: Report) -> str:
     names = ("preprocess", "vision", "queue", "prefill", "decode")
     spent = {name: getattr(timings, f"{name}_ms") for name in names}
     phases = ", ".join(f"{name} {_time(ms)}" for name, ms in spent.items() if ms)
-    speed = f"{tokens_per_s(report):.1f} tokens/s"
-    return f"first token after {_time(timings.ttft_ms)}, {speed}, total {_time(timings.total_ms)} ({phases})"
+    first = f"first token after {_time(timings.ttft_ms)}" if report.completion_tokens else "no token"
+    speed = f", {tokens_per_s(report):.1f} tokens/s" if report.completion_tokens > 1 else ""
+    return f"{first}{speed}, total {_time(timings.total_ms)} ({phases})"
 
 
 def tokens_per_s(report: Report) -> float:
@@ -37,7 +38,7 @@ def tokens_per_s(report: Report) -> float:
 def _image_line(number: int, image: ImageReport) -> str:
     return (
         f"picture {number}: {image.width}x{image.height}, grid {image.grid.columns}x{image.grid.rows}, "
-        f"{image.tiles} tiles, {image.visual_tokens} visual tokens"
+        f"{image.tiles} tile{'s' * (image.tiles != 1)}, {image.visual_tokens} visual tokens"
     )
 
 

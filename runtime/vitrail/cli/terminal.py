@@ -71,6 +71,12 @@ def command(*, extra: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return wrap
 
 
+def hush_grpc() -> None:
+    """Before gRPC is imported: its own lines on stderr only repeat what our error says."""
+    if os.environ.get("VITRAIL_DEBUG") != "1":
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def _report(error: BaseException, *, extra: str) -> int:
     """Say what went wrong; the exit code."""
     match error:
@@ -105,5 +111,8 @@ def byte_progress(total_bytes: int | None = None) -> Iterator[Callable[[str, int
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=stderr) as progress:
-        task = progress.add_task("", total=total_bytes)
-        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+        # Hidden until something is written: what is refused before has no bar.
+        task = progress.add_task("", total=total_bytes, visible=False)
+        yield lambda what, done, total: progress.update(
+            task, description=what, completed=done, total=total, visible=True
+        )
