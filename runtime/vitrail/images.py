@@ -69,7 +69,7 @@ def _open_file(source: str | Path) -> Iterator[BinaryIO]:
             raise ImageError(f"'{_shown(source)}' is no regular file; {_CURE}")
         file = path.open("rb")
     except FileNotFoundError as error:
-        raise ImageError(f"no picture at '{_shown(source)}'; check the path, or {_CURE}") from error
+        raise ImageError(f"no picture at '{_shown(source)}'; check the path") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"'{_shown(source)}' cannot be opened: {reason}; {_CURE}") from error

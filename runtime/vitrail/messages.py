@@ -59,6 +59,8 @@ def _check_order(roles: Sequence[str], *, first: int) -> None:
     """User and assistant by turns, user first and last. `first` is the index of the first of these messages."""
     if not roles:
         raise InvalidInput("messages hold no user message; add one with the question")
+    if first and roles[0] == "system":
+        raise InvalidInput("messages[1] is a second system message; join it with the first")
     if roles[0] != "user":
         raise InvalidInput(
             f"messages[{first}] has role '{roles[0]}'; the first after the system message must be 'user'"

@@ -54,7 +54,7 @@ def options_to_json(options: GenerateOptions) -> dict[str, object]:
 def _checked(options: Mapping[str, object], *, known: Mapping[str, Check]) -> dict[str, Any]:
     for name in options:
         if name not in known:
-            near = get_close_matches(str(name), known, n=1)
+            near = get_close_matches(str(name), known, n=1, cutoff=0.7)
             hint = f"did you mean '{near[0]}'? " if near else ""
             raise OptionError(f"unknown option '{name}'; {hint}known are {', '.join(sorted(known))}")
     return {name: known[name](name, value) for name, value in options.items()}

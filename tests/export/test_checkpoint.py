@@ -187,6 +187,14 @@ def entry(begin, end, dtype="F32", shape=None):
     return {"dtype": dtype, "shape": shape or [(end - begin) // 4], "data_offsets": [begin, end]}
 
 
+def test_a_pointer_of_git_lfs_is_told_from_damaged_weights(copied):
+    (copied / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 123\n"
+    )
+    with pytest.raises(CheckpointError, match=r"pointer of Git LFS.*git lfs pull"):
+        Checkpoint.open(copied)
+
+
 @pytest.mark.parametrize(
     ("header", "data", "complaint"),
     [

@@ -55,7 +55,7 @@ MISTAKES = [
     ([USER, ASSISTANT], r"messages\[1\], the last, has role 'assistant'; end with a user message"),
     ([USER, USER], r"messages\[1\] has role 'user' as the one before it.*join"),
     ([USER, SYSTEM], r"messages\[1\] has role 'system'; only the first"),
-    ([SYSTEM, SYSTEM, USER], r"messages\[1\] has role 'system'; the first after the system message"),
+    ([SYSTEM, SYSTEM, USER], r"messages\[1\] is a second system message; join it with the first"),
     ([{"role": "tool", "content": "x"}], r"messages\[0\] has role 'tool'; known are system, user, assistant"),
     ([{"role": ["user"], "content": "x"}], r"messages\[0\] has role \['user'\]"),
     ([{"role": "user"}], r"messages\[0\] lacks 'content'"),
