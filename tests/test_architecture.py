@@ -15,6 +15,7 @@ RUNTIME, EXPORT = ROOT / "runtime" / "vitrail", ROOT / "export" / "vitrail_expor
 
 LAYERS = [
     {
+        "artifact_files",
         "core",
         "digest",
         "dtypes",
@@ -73,6 +74,7 @@ HEAVY = {
     "tensorrt_rtx",
 }
 FOR_EXPORT = {
+    "artifact_files",
     "core",
     "dtypes",
     "engine_files",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from onnxscript import GraphBuilder
 
+from vitrail.artifact_files import sha256
 from vitrail.core import Uint8
 from vitrail.errors import ExportError, OptionError
 from vitrail.manifest import (
@@ -21,7 +22,6 @@ from vitrail.manifest import (
     Manifest,
     TokenizerContract,
     VisionContract,
-    sha256,
 )
 from vitrail.session.contract import STAGES
 from vitrail.session.table import SCALES

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vitrail.artifact_files import check_hashes
 from vitrail.errors import ArtifactError, ExportError
 from vitrail.manifest import (
     FILENAME,
@@ -23,7 +24,6 @@ from vitrail.manifest import (
     Parity,
     Stage,
     VisionContract,
-    check_hashes,
     load_manifest,
 )
 from vitrail.providers import Cpu, Provider

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitrail.artifact_files import sha256
 from vitrail.errors import ArtifactError
-from vitrail.manifest import EngineRecord, Manifest, sha256
+from vitrail.manifest import EngineRecord, Manifest
 
 
 def engine_file(manifest: Manifest, engine: EngineRecord, directory: Path) -> Path:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
+from vitrail.artifact_files import check_files, check_hashes
 from vitrail.dtypes import CACHE_ELEMENT_BYTES, Arithmetic
 from vitrail.errors import ArtifactError
 from vitrail.rebuild import engine_command, unfit
 
 FILENAME = "manifest.json"
 VERSION = 1
-REQUIRED = ("vision_encoder", "projector", "decoder", "token_embeddings")
 
 Dialect = Literal["ort", "standard"]
 DType = Literal["float32", "float16"]
@@ -34,6 +34,19 @@ Judge = Literal["onnxruntime", "emulation", "pytorch"]
 TemplateName = Literal["internlm2-chat", "Hermes-2", "internvl2_5", "phi3-chat"]
 
 
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or ".." in parts or parts[0] == "/":
+        raise PydanticCustomError(
+            "outside", "'{path}' is no path in the export; it must be relative, without '..'", {"path": path}
+        )
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+"""Of a file beside the manifest, or in a folder there."""
+
+
 class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,7 +54,7 @@ class Record(BaseModel):
 class Artifact(Record):
     """One file of the export, by its path relative to the manifest."""
 
-    path: str
+    path: RelativePath
     sha256: str
     size_bytes: int = Field(ge=0)
 
@@ -112,7 +125,7 @@ class TokenizerContract(Record):
     """How text becomes ids. `special` maps every special token's string to its id; `stop_ids` end an answer."""
 
     kind: Literal["sentencepiece", "tokenizers"]
-    file: str
+    file: RelativePath
     special: dict[str, int]
     added: dict[str, int]
     bos_id: int | None
@@ -303,48 +316,7 @@ def load_manifest(directory: Path, *, contents: bool = False) -> Manifest:
         raise ArtifactError(
             f"'{path}': field '{where}': {first['msg']}; export again with this version"
         ) from error
-    _check_files(manifest, directory)
+    check_files(manifest, directory)
     if contents:
         check_hashes(manifest, directory)
     return manifest
-
-
-def _check_files(manifest: Manifest, directory: Path) -> None:
-    """Presence and size of every artifact but the engines (cheap); `check_hashes` compares the contents."""
-    missing = [
-        name
-        for name in (*REQUIRED, *manifest.decoder.graphs, *(each.artifact for each in manifest.engines))
-        if name not in manifest.artifacts
-    ]
-    if missing:
-        raise ArtifactError(f"the manifest in '{directory}' names no artifact '{missing[0]}'; export again")
-    for artifact in manifest.graphs.values():
-        file = directory / artifact.path
-        if not file.is_file():
-            raise ArtifactError(
-                f"'{directory}' lacks {artifact.path}, which its manifest names; export again"
-            )
-        if file.stat().st_size != artifact.size_bytes:
-            raise ArtifactError(
-                f"'{file}' has {file.stat().st_size} bytes, its manifest says {artifact.size_bytes}: damaged; export again"
-            )
-
-
-def check_hashes(manifest: Manifest, directory: Path) -> None:
-    """Raise ArtifactError naming the first artifact whose content is not what was exported.
-
-    Engines are looked at by who runs them, with `vitrail.engine_files`: a bad one is no reason to refuse another provider.
-    """
-    for artifact in manifest.graphs.values():
-        if sha256(directory / artifact.path) != artifact.sha256:
-            raise ArtifactError(
-                f"'{directory / artifact.path}' does not match its hash in the manifest: damaged; export again"
-            )
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -8,10 +8,11 @@ from onnx import TensorProto, helper
 from tests.conftest import CHECKPOINTS, REFERENCE
 from typer.testing import CliRunner
 
+from vitrail.artifact_files import sha256
 from vitrail.cli import app
 from vitrail.engine_files import engine_file
 from vitrail.errors import ArtifactError, ExportError
-from vitrail.manifest import EngineProfile, Shapes, load_manifest, sha256
+from vitrail.manifest import EngineProfile, Shapes, load_manifest
 from vitrail_export.engine.build import build_engines
 from vitrail_export.engine.builders import Builder, open_builder
 from vitrail_export.engine.compile import compile_graph

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from tests.conftest import REFERENCE
 
+from vitrail.artifact_files import check_hashes, sha256
 from vitrail.errors import CheckpointError, ExportError, OptionError
-from vitrail.manifest import FILENAME, check_hashes, load_manifest, sha256
+from vitrail.manifest import FILENAME, load_manifest
 from vitrail_export import exporter
 from vitrail_export.exporter import export_checkpoint
 from vitrail_export.options import ExportOptions, read_precision
@@ -123,7 +124,9 @@ def test_an_unknown_checkpoint_leaves_no_directory(tmp_path):
 
 def test_precisions_have_short_and_long_names():
     assert [read_precision(name) for name in ("fp16", "bf16", "int4")] == ["float16", "bfloat16", "int4"]
-    with pytest.raises(OptionError, match="precision 'fp8' is unknown; choose fp32, fp16, bf16, int8, w8a8, int4"):
+    with pytest.raises(
+        OptionError, match="precision 'fp8' is unknown; choose fp32, fp16, bf16, int8, w8a8, int4"
+    ):
         read_precision("fp8")
 
 

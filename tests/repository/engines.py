@@ -2,8 +2,9 @@
 
 import shutil
 
+from vitrail.artifact_files import sha256
 from vitrail.client import wire
-from vitrail.manifest import Artifact, EngineProfile, EngineRecord, Parity, Shapes, load_manifest, sha256
+from vitrail.manifest import Artifact, EngineProfile, EngineRecord, Parity, Shapes, load_manifest
 
 MAX_TILES = 20
 

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from vitrail.manifest import Artifact, EngineRecord, Parity, load_manifest, sha256
+from vitrail.artifact_files import sha256
+from vitrail.manifest import Artifact, EngineRecord, Parity, load_manifest
 from vitrail.session.cuda_driver import Gpu
 from vitrail.session.trt_engine import Machine
 from vitrail_export.engine.greedy import add_greedy

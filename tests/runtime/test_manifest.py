@@ -66,6 +66,18 @@ def test_a_field_that_is_wrong_is_named(artifacts, fields, message):
     refused(artifacts, message)
 
 
+@pytest.mark.parametrize("field", ["artifacts__decoder__path", "tokenizer__file"])
+@pytest.mark.parametrize("path", ["../decoder.onnx", "engines/../../decoder.onnx", "/decoder.onnx", ".", ""])
+def test_a_path_that_leads_out_of_the_export_is_refused_whatever_lies_there(artifacts, field, path):
+    shutil.copy(artifacts / "decoder.onnx", artifacts.parent)
+    edit(artifacts, **{field: path})
+    name = field.replace("__", r"\.")
+    refused(
+        artifacts,
+        f"field '{name}': '{path}' is no path in the export; it must be relative, without '..'; export again",
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

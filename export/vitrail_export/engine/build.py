@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from vitrail.artifact_files import check_hashes, sha256
 from vitrail.engine_files import engine_file
 from vitrail.errors import ArtifactError, ExportError
 from vitrail.manifest import (
@@ -22,9 +23,7 @@ from vitrail.manifest import (
     Manifest,
     Parity,
     Stage,
-    check_hashes,
     load_manifest,
-    sha256,
 )
 from vitrail_export.checkpoint import Checkpoint
 from vitrail_export.engine.builders import Builder, open_builder
