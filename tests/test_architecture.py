@@ -61,6 +61,7 @@ LAYERS = [
     {"decoder"},
     {"engine", "metrics"},
     {"benchmark", "cli", "client", "evaluation", "triton"},
+    {"__main__"},
 ]
 HEAVY = {
     "onnxruntime",
