@@ -27,12 +27,13 @@ class Source:
 
 
 def find_source(name: str) -> Source:
-    """A published model by its name, or a directory with a config.json. Raises CheckpointError for anything else."""
-    if name.lower() in PUBLISHED:
-        return Source(name.lower(), PUBLISHED[name.lower()].config)
+    """A directory with a config.json, or a published model by its name or hub id. Raises CheckpointError for anything else."""
     directory = Path(name)
     if (directory / "config.json").is_file():
         return Source(directory.resolve().name, read_config(directory))
+    published = name.rpartition("/")[2].lower() if name.count("/") < 2 else ""
+    if published in PUBLISHED:
+        return Source(published, PUBLISHED[published].config)
     raise CheckpointError(
         f"'{name}' is no export, no directory with a config.json and no published model "
         f"({', '.join(PUBLISHED)}); give one of these"

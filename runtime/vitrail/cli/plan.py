@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitrail.cli.make import LONG_NAMES, CacheName, Precision, PrefillName, VisionPrecisionName
+from vitrail.cli.make import CacheName, PrecisionName, PrefillName, VisionPrecisionName
 from vitrail.cli.terminal import TargetName, command
 from vitrail.errors import OptionError
 from vitrail.manifest import FILENAME, load_manifest
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vitrail.plan.model import Target
 
 SHOWN_TILES = (13, 4, 1)
+DEFAULT_CONTEXT = 4096
 _UNKNOWN_MEMORY = 1 << 62
 
 
@@ -40,7 +41,10 @@ def plan(
     memory: Annotated[
         str | None, typer.Option(help="Such as 8GiB: a GPU's for cuda and tensorrt. [default: what is here]")
     ] = None,
-    context: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 4096,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of prompt and answer together. [default: 4096, or the model's limit]"),
+    ] = None,
     streams: Annotated[int, typer.Option(help="Answers that are written at once.")] = 1,
     target: Annotated[TargetName, typer.Option(help="What it is served on.")] = TargetName.cpu,
     gpu: Annotated[
@@ -55,7 +59,7 @@ def plan(
     prefill_chunk: Annotated[int, typer.Option(help="Prompt tokens of one step.")] = 512,
     feature_cache: Annotated[int, typer.Option(help="MiB of visual features that are kept.")] = 128,
     precision: Annotated[
-        Precision | None, typer.Option(help="Of the language model's weights. [default: several]")
+        PrecisionName | None, typer.Option(help="Of the language model's weights. [default: several]")
     ] = None,
     prefill: Annotated[
         PrefillName | None, typer.Option(help="w8a8: prompts have a second copy of them.")
@@ -73,20 +77,20 @@ def plan(
     Exit code 2 where not even one stream of a short context fits.
     """
     memory_bytes = parse_size(memory) if memory else _memory_here(target.target)
-    load = Load(
-        slots=streams,
-        context_tokens=context,
-        prefill_chunk=prefill_chunk,
-        feature_cache_bytes=feature_cache << 20,
-    )
     wanted = {
-        "precision": precision and LONG_NAMES.get(precision.value, precision.value),
+        "precision": precision and precision.precision,
         "prefill": prefill and prefill.value,
         "vision_precision": vision_precision and vision_precision.precision,
         "cache": kv_cache and kv_cache.value,
     }
     openvino = _on_openvino(provider, target.target)
     models = _models(source, target.target, openvino=openvino, gpu=gpu, **wanted)
+    load = Load(
+        slots=streams,
+        context_tokens=usable_context(context, models[0].decoder.context_tokens),
+        prefill_chunk=prefill_chunk,
+        feature_cache_bytes=feature_cache << 20,
+    )
     shown, limits = ((tiles_per_run,), (tiles_per_run,)) if tiles_per_run else (SHOWN_TILES, TILE_LIMITS)
     plans = [
         plan_memory(model, replace(load, tiles_per_run=tiles), target=target.target)
@@ -102,6 +106,13 @@ def plan(
         raise OptionError(
             _refusal(smallest(models, load, target=target.target, tile_limits=limits), memory_bytes)
         )
+
+
+def usable_context(wanted: int | None, limit: int) -> int:
+    """The context to plan. Raises OptionError beyond the model's own limit, as loading it would."""
+    if wanted is not None and wanted > limit:
+        raise OptionError(f"--context is {wanted}, but this model reaches {limit}; lower it to that")
+    return min(DEFAULT_CONTEXT, limit) if wanted is None else wanted
 
 
 def _memory_here(target: Target) -> int:

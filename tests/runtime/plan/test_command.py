@@ -8,7 +8,9 @@ from tests.runtime.plan.planning import LOAD, plan_of
 from typer.testing import CliRunner
 
 from vitrail.cli import app
+from vitrail.cli.plan import usable_context
 from vitrail.errors import CheckpointError, OptionError
+from vitrail.manifest import load_manifest
 from vitrail.plan.memory import plan_memory
 from vitrail.plan.model import Load
 from vitrail.plan.propose import propose
@@ -142,3 +144,16 @@ def test_what_is_no_model_is_told_what_may_be_given(tmp_path):
     result = CliRunner().invoke(app, ["plan", str(tmp_path)])
     assert result.exit_code == 3
     assert "internvl3-8b" in result.stderr
+
+
+def test_a_context_beyond_the_model_is_refused_and_never_the_default(exported):
+    artifacts = exported("internvl2-tiny")
+    limit = load_manifest(artifacts).decoder.context_tokens
+    arguments = ["plan", str(artifacts), "--memory", "8GiB", "--context", str(limit + 1)]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, f"this model reaches {limit}; lower it" in result.stderr) == (2, True)
+    assert [usable_context(None, limit) for limit in (2048, 32768)] == [2048, 4096]
+
+
+def test_a_published_model_may_be_named_by_its_hub_id():
+    assert find_source("OpenGVLab/InternVL2-2B") == find_source("internvl2-2b")
