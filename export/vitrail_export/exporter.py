@@ -194,7 +194,7 @@ def check_disk(out: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(out).free
     if free < needed_bytes:
         raise ExportError(
-            f"the artifacts need {needed_bytes / 1e9:.1f} GB, '{out}' has {free / 1e9:.1f} GB free; "
+            f"the artifacts need {needed_bytes / 1e6:,.0f} MB, '{out}' has {free / 1e6:,.0f} MB free; "
             f"free some space or choose a smaller --precision"
         )
 

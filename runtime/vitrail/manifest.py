@@ -294,6 +294,11 @@ def load_manifest(directory: Path, *, contents: bool = False) -> Manifest:
         raise ArtifactError(
             f"no artifact directory at '{directory}'; make one with: vitrail export CHECKPOINT --out '{directory}'"
         )
+    if not path.is_file() and (directory / "config.json").is_file():
+        raise ArtifactError(
+            f"'{directory}' is a checkpoint and no export of one; make it with: "
+            f"vitrail export '{directory}' --out artifacts"
+        )
     if not path.is_file():
         raise ArtifactError(
             f"'{directory}' has no {FILENAME}: it is no vitrail export, or one that was cut off; "

@@ -11,7 +11,7 @@ from vitrail.errors import CheckpointError, ExportError, OptionError
 from vitrail.manifest import FILENAME, load_manifest
 from vitrail_export import exporter
 from vitrail_export.exporter import export_checkpoint
-from vitrail_export.options import ExportOptions, read_precision
+from vitrail_export.options import ExportOptions
 
 TINY = REFERENCE / "internvl2-tiny"
 
@@ -111,7 +111,7 @@ def test_an_export_that_is_cut_off_leaves_no_manifest(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(exporter.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    with pytest.raises(ExportError, match=r"need 0\.0 GB, .* has 0\.0 GB free; free some space"):
+    with pytest.raises(ExportError, match=r"need \d MB, .* has 0 MB free; free some space"):
         export_checkpoint(TINY, tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -120,14 +120,6 @@ def test_an_unknown_checkpoint_leaves_no_directory(tmp_path):
     with pytest.raises(CheckpointError):
         export_checkpoint(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_precisions_have_short_and_long_names():
-    assert [read_precision(name) for name in ("fp16", "bf16", "int4")] == ["float16", "bfloat16", "int4"]
-    with pytest.raises(
-        OptionError, match="precision 'fp8' is unknown; choose fp32, fp16, bf16, int8, w8a8, int4"
-    ):
-        read_precision("fp8")
 
 
 def test_int8_vision_is_refused_for_engines_that_choose_their_own_precision(tmp_path):

@@ -44,6 +44,13 @@ def test_a_directory_without_a_manifest_is_foreign_or_half_written(artifacts):
     refused(artifacts, r"has no manifest\.json: it is no vitrail export, or one that was cut off")
 
 
+def test_a_checkpoint_in_place_of_its_export_names_the_command_that_makes_one(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    refused(
+        tmp_path, r"is a checkpoint and no export of one; make it with: vitrail export '.*' --out artifacts"
+    )
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "[" * 100_000])
 def test_a_manifest_that_is_no_object_is_refused(artifacts, text):
     (artifacts / FILENAME).write_text(text)
