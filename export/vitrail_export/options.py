@@ -22,14 +22,6 @@ from vitrail.manifest import (
 )
 from vitrail_export.graph import Bits, Form
 
-PRECISIONS: dict[str, Precision] = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-    "int8": "int8",
-    "w8a8": "w8a8",
-    "int4": "int4",
-}
 DTYPES: dict[Arithmetic, ir.DataType] = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
@@ -140,14 +132,6 @@ class ExportOptions:
         if self.prefill == "same" or (self.precision, self.cache) == ("w8a8", "float"):
             return None  # or one that would read them no faster
         return replace(replace(self, precision="w8a8").decoder_form, reads=True)
-
-
-def read_precision(value: str) -> Precision:
-    """fp32, fp16, bf16, int8, w8a8, int4 or their long names; OptionError otherwise."""
-    found = PRECISIONS.get(value, value)
-    if found not in PRECISIONS.values():
-        raise OptionError(f"precision '{value}' is unknown; choose {', '.join(PRECISIONS)}")
-    return found  # type: ignore[return-value]
 
 
 def read_sensitive(value: str) -> tuple[Sensitive, ...]:

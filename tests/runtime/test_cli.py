@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -15,9 +16,12 @@ from typer.testing import CliRunner
 
 from vitrail.__main__ import main
 from vitrail.cli import app
+from vitrail.cli.make import FloatPrecision, PrecisionName, VisionPrecisionName
 from vitrail.cli.report import report_lines
 from vitrail.client.fake import ANSWER, FakeServer, inputs
 from vitrail.core import Choice, Completion, Delta, Grid, ImageReport, Report, Timings, TokenLogprob
+from vitrail.dtypes import Arithmetic
+from vitrail.manifest import Precision, VisionPrecision
 
 TWO_ANSWERS = (
     Delta(index=1, text="two", token_ids=(2,), logprobs=(TokenLogprob(2, -0.5, ((2, -0.5),)),)),
@@ -305,6 +309,12 @@ def test_info_of_artifacts_and_an_answer_from_them(exported, picture):
     assert result.exit_code == 2
     assert "room for 7; shorten the text" in result.stderr
     assert "--context" in result.stderr
+
+
+def test_every_precision_of_a_manifest_has_a_name_of_its_own():
+    assert tuple(each.precision for each in PrecisionName) == get_args(Precision)
+    assert tuple(each.precision for each in VisionPrecisionName) == get_args(VisionPrecision)
+    assert tuple(each.dtype for each in FloatPrecision) == get_args(Arithmetic)
 
 
 def test_export_writes_what_info_reads(tmp_path):

@@ -13,7 +13,7 @@ import typer
 from vitrail.cli.terminal import PROVIDER_HELP, byte_progress, command, stderr
 from vitrail.dtypes import Arithmetic
 from vitrail.machine import cpu_features
-from vitrail.manifest import Manifest, Parity, VisionPrecision
+from vitrail.manifest import Manifest, Parity, Precision, VisionPrecision
 from vitrail.providers import parse_provider
 
 if TYPE_CHECKING:
@@ -24,13 +24,17 @@ LONG_NAMES: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfl
 """What a manifest calls them; other precisions have one name."""
 
 
-class Precision(str, Enum):
+class PrecisionName(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
     int8 = "int8"
     w8a8 = "w8a8"
     int4 = "int4"
+
+    @property
+    def precision(self) -> Precision:
+        return LONG_NAMES.get(self.value, self.value)  # type: ignore[return-value]
 
 
 class VisionPrecisionName(str, Enum):
@@ -94,11 +98,11 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="Directory for the artifacts; new, empty or an earlier export.")],
     precision: Annotated[
-        Precision,
+        PrecisionName,
         typer.Option(
             help="Of the language model's weights; w8a8 multiplies in int8, the fastest on a CPU; bf16 is for GPUs."
         ),
-    ] = Precision.int4,
+    ] = PrecisionName.int4,
     prefill: Annotated[
         PrefillName,
         typer.Option(help="w8a8: prompts are read by a second copy of the weights, in int8 products."),
@@ -140,10 +144,10 @@ def export(
 ) -> None:
     """Turn a checkpoint into ONNX artifacts with their manifest, and check them."""
     from vitrail_export.exporter import export_checkpoint  # noqa: PLC0415
-    from vitrail_export.options import ExportOptions, read_precision, read_sensitive  # noqa: PLC0415
+    from vitrail_export.options import ExportOptions, read_sensitive  # noqa: PLC0415
 
     options = ExportOptions(
-        precision=read_precision(precision.value),
+        precision=precision.precision,
         prefill=prefill.value,
         vision_precision=vision_precision.precision,
         activations=activations.dtype,
