@@ -15,7 +15,7 @@ from vitrail.answer import collect
 from vitrail.client.connection import ABORT_TIMEOUT_S, Connection, check_question
 from vitrail.client.exchange import abort_request, config_request, contract_from_config
 from vitrail.client.shm import UNREGISTER_PAUSES_S, Region, unregister_request
-from vitrail.errors import Cancelled, VitrailError
+from vitrail.errors import Cancelled, InvalidInput, VitrailError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -168,6 +168,16 @@ class AsyncClient(Connection):
             return await call(request, timeout=self.connect_timeout_s, metadata=self.metadata)
         except grpc.RpcError as error:
             raise self.failure(error, limit_s=self.connect_timeout_s) from error
+
+    def require_open(self) -> None:
+        """As every client, and in the loop where it was used first: gRPC's channels belong to one."""
+        super().require_open()
+        if self._loop is not asyncio.get_running_loop():
+            raise InvalidInput("this client was used in another event loop; make one for each")
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
 
     @cached_property
     def _channel(self) -> Any:

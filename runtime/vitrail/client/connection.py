@@ -89,6 +89,8 @@ class Connection:
     _closed: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.url, str):
+            raise OptionError(f"the server's address is of type {type(self.url).__name__}; {_URL_CURE}")
         self.target, secure = parse_url(self.url)
         self.tls = self.tls or secure
         self.metadata = (*(_header(name, value) for name, value in self.headers.items()), _LAST_HEADER)
@@ -99,8 +101,10 @@ class Connection:
                 raise OptionError(
                     f"{name} is {getattr(self, name)}; give seconds above 0, at most {MAX_DEADLINE_S} (a week)"
                 )
-        if self.retries < 0:
-            raise OptionError(f"retries is {self.retries}; give 0 or more")
+        if not isinstance(self.retries, int) or self.retries < 0:
+            raise OptionError(f"retries is {self.retries!r}; give an integer, 0 or more")
+        if not isinstance(self.tls, (bool, TLS)):
+            raise OptionError(f"tls is {self.tls!r}; give True, False or a TLS of PEM files")
         if self.shared_memory and not is_local(self.target):
             raise OptionError(
                 f"shared_memory needs a server on this machine, '{self.target}' is another; leave it off"
@@ -250,6 +254,8 @@ def is_local(target: str) -> bool:
 
 
 def _header(name: str, value: str) -> tuple[str, str]:
+    if not (isinstance(name, str) and isinstance(value, str)):
+        raise OptionError(f"header {name!r} has the value {value!r}; give strings")
     lowered = name.lower()
     if not _HEADER_NAME.fullmatch(lowered) or lowered.startswith("grpc-") or lowered.endswith("-bin"):
         raise OptionError(f"header name '{name}' is not allowed; use letters, digits, '-', '_' and '.'")

@@ -70,6 +70,9 @@ def test_a_wrong_address_is_refused_with_a_cure(url, words):
     [
         ({"route": "scenic"}, "route is 'scenic'"),
         ({"retries": -1}, "retries is -1"),
+        ({"retries": "2"}, "retries is '2'; give an integer"),
+        ({"tls": "no"}, "tls is 'no'; give True, False or a TLS"),
+        ({"headers": {"x": 5}}, "header 'x' has the value 5; give strings"),
         ({"idle_timeout_s": 0}, "idle_timeout_s is 0"),
         ({"deadline_s": 1e16}, r"deadline_s is 1e\+16; .* at most 604800"),
         ({"connect_timeout_s": 604_801}, "connect_timeout_s is 604801"),
@@ -81,6 +84,11 @@ def test_a_wrong_address_is_refused_with_a_cure(url, words):
 def test_a_wrong_setting_is_refused(kind, settings, words):
     with pytest.raises(OptionError, match=words):
         kind("localhost", **settings)
+
+
+def test_an_address_that_is_no_text_is_refused(kind):
+    with pytest.raises(OptionError, match="address is of type int; give HOST:PORT"):
+        kind(8001)
 
 
 def test_shared_memory_is_refused_for_a_server_elsewhere():

@@ -346,3 +346,11 @@ from vitrail.client import AsyncClient, Client
 def test_a_server_that_reads_the_wire_loads_no_grpc():
     program = "import sys, vitrail.client.wire; sys.exit('grpc' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_an_async_client_in_a_second_loop_is_refused():
+    with FakeServer() as server:
+        client = AsyncClient(server.url)
+        assert asyncio.run(client.chat("hi")).text == "Hello there"
+        with pytest.raises(InvalidInput, match="another event loop; make one for each"):
+            asyncio.run(client.chat("hi"))
