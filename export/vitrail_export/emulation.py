@@ -1,8 +1,8 @@
-"""A graph in bfloat16 as a CPU can run it: ONNX Runtime has no such kernels there, so that every operator computes in float32
-between casts, and what it yields is rounded to bfloat16 as a GPU's would be.
+"""A graph in half precision as a GPU computes it, on a CPU: every operator in float32 between casts, so that what it yields is
+rounded, and overflows, as a GPU's would.
 
-Inputs, outputs and weights stay as they are. An operator that is several in one (GroupQueryAttention, say) rounds less inside
-than a kernel may, and all others as often.
+ONNX Runtime has no kernels of bfloat16 there, and takes float16 for float32 from node to node, so that nothing overflows.
+Inputs, outputs and weights stay as they are. An operator that is several in one, GroupQueryAttention say, rounds once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vitrail_export.engine.lowering import BFLOAT16, FLOAT, new_cast
 MOVES = frozenset(
     {"Cast", "Reshape", "Transpose", "Split", "Slice", "Gather", "Concat", "TensorScatter", "Identity"}
 )
-"""What a CPU does in bfloat16 too: nothing is computed."""
+"""What a CPU does in every type: nothing is computed."""
 TYPES = {"Shape": ir.DataType.INT64, "LessOrEqual": ir.DataType.BOOL}
 """Of results that are of no input's type."""
 CACHES = 3
@@ -27,8 +27,11 @@ CACHES = 3
 
 
 @contextmanager
-def emulated(artifacts: Path, manifest: Manifest, graphs: Sequence[str]) -> Iterator[Manifest]:
-    """The manifest of the same export with these graphs made fit for a CPU, which are beside it until the block ends.
+def emulated(
+    artifacts: Path, manifest: Manifest, graphs: Sequence[str], *, dtype: ir.DataType = BFLOAT16
+) -> Iterator[Manifest]:
+    """The manifest of the same export with emulations of these graphs, which compute in `dtype`; they are beside it until the
+    block ends.
 
     Weights stay in their files; sessions that are to be cheap in memory are opened without optimization.
     """
@@ -36,7 +39,7 @@ def emulated(artifacts: Path, manifest: Manifest, graphs: Sequence[str]) -> Iter
     try:
         for graph, file in files.items():
             model = ir.load(artifacts / manifest.artifacts[graph].path)
-            emulate(model)
+            emulate(model, dtype)
             ir.save(model, file)
         held = manifest.artifacts
         changed = {graph: held[graph].model_copy(update={"path": file.name}) for graph, file in files.items()}
@@ -46,22 +49,22 @@ def emulated(artifacts: Path, manifest: Manifest, graphs: Sequence[str]) -> Iter
             file.unlink(missing_ok=True)
 
 
-def emulate(model: ir.Model) -> None:
-    """In place."""
+def emulate(model: ir.Model, dtype: ir.DataType = BFLOAT16) -> None:
+    """In place, what is computed in `dtype`."""
     widened: dict[ir.Value, ir.Value] = {}
     for node in list(model.graph):
         _tell_types(node)
         if node.op_type in MOVES:
             continue
         for i, value in enumerate(node.inputs):
-            if value is not None and value.dtype == BFLOAT16:
+            if value is not None and value.dtype == dtype:
                 if value not in widened:
                     cast = new_cast(value, FLOAT, f"{value.name}.widened")
                     model.graph.insert_before(node, cast)
                     widened[value] = cast.outputs[0]
                 node.replace_input_with(i, widened[value])
         for value in node.outputs:
-            if value.dtype == BFLOAT16:
+            if value.dtype == dtype:
                 _round(model.graph, node, value)
 
 
@@ -84,8 +87,9 @@ def _type(node: ir.Node, output: int) -> ir.DataType | None:
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     """The node yields float32, and a cast of it takes the place and name of `value`."""
+    assert value.dtype is not None
     name, users = str(value.name), list(value.uses())
-    cast = new_cast(value, BFLOAT16, name)
+    cast = new_cast(value, value.dtype, name)
     value.name, value.dtype = f"{name}.wide", FLOAT
     graph.insert_after(node, cast)
     for user, i in users:

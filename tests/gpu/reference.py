@@ -15,7 +15,7 @@ from vitrail.session.open import open_decoder
 
 CASES = tuple(IMAGES)
 PICTURED = tuple(case for case, images in IMAGES.items() if images)
-FLOORS = {"float32": 0.99999, "float16": 0.999, "int8": 0.998, "int4": 0.998}
+FLOORS = {"float32": 0.99999, "float16": 0.999, "bfloat16": 0.998, "int8": 0.998, "int4": 0.998}
 STEPS = 6
 CONTEXT_TOKENS = 4096
 

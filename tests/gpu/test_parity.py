@@ -1,4 +1,6 @@
-"""Every precision and dialect on the GPU, beside the reference's own outputs and a CPU."""
+"""Every precision and dialect on the GPU, beside the reference's own outputs and a CPU; bfloat16 in emulation where that is what is
+tried.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +26,13 @@ from tests.gpu.reference import (
 from vitrail.engine import Engine
 from vitrail.errors import VitrailError
 from vitrail.manifest import load_manifest
-from vitrail.providers import Cuda
+from vitrail.providers import Cpu, Cuda
+from vitrail.session.contract import STAGES
 from vitrail.session.open import open_decoder, open_vision
+from vitrail.session.ort import OrtDecoder, OrtVision
+from vitrail_export.emulation import emulated
 
-PRECISIONS = ("float32", "float16", "int8", "int4")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
 DIALECTS = ("ort", "standard")
 
 
@@ -45,7 +50,7 @@ class Export:
 
 def options(precision, dialect):
     """Half precision of everything but float32: what a GPU is given."""
-    half = "float32" if precision == "float32" else "float16"
+    half = precision if precision in ("float32", "bfloat16") else "float16"
     return {"precision": precision, "dialect": dialect, "vision_precision": half, "activations": half}
 
 
@@ -66,15 +71,30 @@ def export(request, checkpoint, dialect, exported):
 
 
 @pytest.fixture(scope="module")
+def twin(export, exported):
+    """What a CPU runs beside it."""
+    return exported(export.checkpoint, **twin_options(export.precision))
+
+
+@pytest.fixture(scope="module")
 def vision(export, provider):
-    return open_vision(export.directory, export.manifest, provider, tiles_per_run=4)
+    if isinstance(provider, Cpu) and export.precision == "bfloat16":
+        with emulated(export.directory, export.manifest, STAGES) as manifest:
+            yield OrtVision(export.directory, manifest, tiles_per_run=4, optimize=False)
+        return
+    yield open_vision(export.directory, export.manifest, provider, tiles_per_run=4)
 
 
 @pytest.fixture(scope="module")
 def decoder(export, provider):
     """The decoder under test; skipped where the provider says that it has no kernels for this one."""
+    sizes = {"slots": 3, "capacity": CONTEXT_TOKENS}
+    if isinstance(provider, Cpu) and export.precision == "bfloat16":
+        with emulated(export.directory, export.manifest, ["decoder"]) as manifest:
+            yield OrtDecoder(export.directory, manifest, optimize=False, **sizes)
+        return
     try:
-        return open_decoder(export.directory, export.manifest, provider, slots=3, capacity=CONTEXT_TOKENS)
+        yield open_decoder(export.directory, export.manifest, provider, **sizes)
     except VitrailError as error:
         if isinstance(provider, Cuda) and export.precision == "float32" and export.dialect == "ort":
             pytest.skip(f"refused: {error}")  # GroupQueryAttention has no float32 kernel on CUDA
@@ -82,23 +102,23 @@ def decoder(export, provider):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_are_those_of_float32_arithmetic_on_a_cpu(export, decoder, case, exported):
-    ids = text_ids(export.directory, case, export.checkpoint)
-    expected = cpu_logits(exported(export.checkpoint, **twin_options(export.precision)), ids.tobytes())
+def test_logits_are_those_of_float32_arithmetic_on_a_cpu(export, decoder, case, twin):
+    ids = text_ids(twin, case, export.checkpoint)
+    expected = cpu_logits(twin, ids.tobytes())
     found = logits(decoder, ids, STEPS, slot=2)
     assert np.isfinite(found).all()
     assert min(map(cosine, found, expected)) >= FLOORS[export.precision]
 
 
 @pytest.mark.parametrize("case", PICTURED)
-def test_embeds_of_pictures_are_those_of_the_reference(export, vision, case):
-    tiles, _ = prompt(export.directory, case, export.checkpoint)
-    tolerance = 1e-3 if export.precision == "float32" else 0.03
+def test_embeds_of_pictures_are_those_of_the_reference(export, vision, case, twin):
+    tiles, _ = prompt(twin, case, export.checkpoint)
+    tolerance = {"float32": 1e-3, "bfloat16": 0.1}.get(export.precision, 0.03)
     assert_embeds_of(case, vision.see(tiles), export.checkpoint, tolerance=tolerance)
 
 
-def test_a_tile_does_not_depend_on_its_neighbours(export, vision):
-    tiles, _ = prompt(export.directory, "rocket", export.checkpoint)
+def test_a_tile_does_not_depend_on_its_neighbours(export, vision, twin):
+    tiles, _ = prompt(twin, "rocket", export.checkpoint)
     together, alone = vision.encode(tiles[:4]), vision.encode(tiles[3:4])
     assert cosine(together[3], alone[0]) >= FLOORS["float16"]
 
