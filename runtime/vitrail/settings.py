@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from vitrail.errors import OptionError
 from vitrail.options import MAX_DEADLINE_S
 from vitrail.pace import LEAST_SLOWDOWN, Pace
 
 DEFAULT_CONTEXT_TOKENS = 8192
+_WHOLE = ("slots", "context_tokens", "prefill_chunk", "queue_limit")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Settings:
         }
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
+            _check_kind(name, value)
             if value is not None and not value >= least:
                 raise OptionError(f"{name} is {value}; it must be at least {least}")
             if value is not None and not value <= most:
@@ -65,3 +68,9 @@ class Settings:
                 f"context_tokens is {wanted}, but this export reaches {export_limit}; lower it to that"
             )
         return min(export_limit, DEFAULT_CONTEXT_TOKENS) if wanted is None else wanted
+
+
+def _check_kind(name: str, value: object) -> None:
+    kind, wanted = (Integral, "an integer") if name in _WHOLE else (Real, "a number")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+        raise OptionError(f"{name} is {value!r}; it must be {wanted}")

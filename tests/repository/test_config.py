@@ -154,6 +154,7 @@ def test_what_cannot_be_served_is_refused_before_anything_is_written(exported, t
     [
         ({"threads": -1}, "threads is -1"),
         ({"tiles_per_run": 0}, "from 1 to 128"),
+        ({"gpu": "sm_90"}, "gpu sm_90 chooses among TensorRT's engines, which target cpu runs none of"),
         ({"threads": 2, "provider": Cuda()}, "threads is 2, but provider cuda:0 computes on a GPU"),
     ],
 )

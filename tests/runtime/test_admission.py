@@ -163,6 +163,9 @@ def test_a_request_that_is_being_answered_never_gives_way():
     ("settings", "message"),
     [
         ({"slots": 0}, "slots is 0; it must be at least 1"),
+        ({"slots": "2"}, "slots is '2'; it must be an integer"),
+        ({"context_tokens": 64.0}, r"context_tokens is 64\.0; it must be an integer"),
+        ({"tpot_slowdown": True}, "tpot_slowdown is True; it must be a number"),
         ({"prefill_chunk": 0}, "prefill_chunk is 0"),
         ({"queue_limit": -1}, "queue_limit is -1"),
         ({"context_tokens": 1}, "context_tokens is 1"),

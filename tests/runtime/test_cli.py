@@ -274,7 +274,7 @@ def test_ctrl_c_while_the_command_line_is_imported_leaves_no_traceback(monkeypat
 
 def test_a_checkpoint_that_is_refused_has_no_progress_bar(tmp_path):
     result = vitrail("export", "/nowhere", "--out", tmp_path / "artifacts")
-    assert result.stderr.strip().startswith("error: no checkpoint directory")
+    assert result.stderr.startswith("error: no checkpoint directory")
 
 
 def test_a_reader_that_leaves_ends_the_question_quietly():

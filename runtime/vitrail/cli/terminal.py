@@ -110,9 +110,15 @@ def byte_progress(total_bytes: int | None = None) -> Iterator[Callable[[str, int
         TransferSpeedColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=stderr) as progress:
-        # Hidden until something is written: what is refused before has no bar.
-        task = progress.add_task("", total=total_bytes, visible=False)
-        yield lambda what, done, total: progress.update(
-            task, description=what, completed=done, total=total, visible=True
-        )
+    progress = Progress(*columns, console=stderr)
+    task = progress.add_task("", total=total_bytes)
+
+    def advance(what: str, done: int, total: int) -> None:
+        progress.start()  # only now: what is refused before anything is written has no bar
+        progress.update(task, description=what, completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        if progress.live.is_started:
+            progress.stop()

@@ -18,6 +18,7 @@ from vitrail.machine import Shares, share_threads
 from vitrail.manifest import Manifest, load_manifest
 from vitrail.plan.model import TARGETS, Target
 from vitrail.providers import Cpu, Provider, parse_provider, with_threads
+from vitrail.session.open import check_forms
 from vitrail.tiling import MAX_TILES
 from vitrail.triton import targets
 from vitrail.triton.vision_models import BATCH_TILES
@@ -54,6 +55,10 @@ class ServingSettings:
         check_limit(self.feature_cache_bytes)
         if self.target not in TARGETS:
             raise OptionError(f"target '{self.target}' is unknown; it is one of {', '.join(TARGETS)}")
+        if self.gpu is not None and self.target not in ("tensorrt", "jetson"):
+            raise OptionError(
+                f"gpu {self.gpu} chooses among TensorRT's engines, which target {self.target} runs none of; leave it out"
+            )
 
     @property
     def shares(self) -> Shares:
@@ -133,10 +138,12 @@ def write_repository(
 
     mounted_at: where the server finds the artifacts, if elsewhere. keep_going: engines that are missing or damaged are
     left out, of which a server that keeps going can do without. Raises ArtifactError for bad artifacts, OptionError
-    for settings beyond them, InvalidInput when `out` is something else.
+    for settings beyond them or a provider that does not compute them, InvalidInput when `out` is something else.
     """
     manifest = load_manifest(artifacts, contents=True)
     settings = settings or ServingSettings()
+    if settings.target == "cpu":
+        check_forms(manifest, settings.provider)
     served = targets.served_models(
         manifest,
         artifacts,
