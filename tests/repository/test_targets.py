@@ -185,6 +185,15 @@ def test_int8_vision_is_for_cpus(exported, tmp_path, precision):
         )
 
 
+def test_int8_vision_is_not_for_openvino(exported, tmp_path):
+    directory = exported("internvl2-tiny", precision="float32", vision_precision="int8")
+    asked = ["repository", str(directory), "--out", str(tmp_path / "models"), "--provider", "openvino"]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 2
+    assert "provider openvino has no kernel for, DynamicQuantizeMatMul" in refused.stderr
+    assert not (tmp_path / "models").exists()
+
+
 @pytest.mark.parametrize("target", ["cuda", "tensorrt"])
 def test_int8_products_are_for_cpus(exported, tmp_path, target):
     with pytest.raises(OptionError, match="w8a8 is for CPUs; export with --precision int4 or fp16"):

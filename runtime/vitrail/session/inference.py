@@ -17,6 +17,7 @@ from vitrail.machine import cpu_features
 from vitrail.pages import release_mapped
 from vitrail.providers import Cpu, Cuda, OpenVino
 from vitrail.session.cause import cause_in, driver_fault, library_fault
+from vitrail.session.kernels import no_kernels
 from vitrail.session.openvino import OPENVINO, add_openvino
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -29,10 +30,6 @@ ON_HOST = frozenset(
     {"Concat", "Min", "Mod", "Neg", "Squeeze"}
 )  # of shapes, by which no tensor crosses the bus
 WANTED: dict[type, str] = {Cpu: CPU, OpenVino: OPENVINO, Cuda: CUDA}
-REMEDIES: dict[type, str] = {
-    OpenVino: "with --vision-precision fp16 or int8-static",
-    Cuda: "for a GPU: --vision-precision fp16, and --precision fp16 or --activations fp16 (or all in bf16)",
-}
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 SDPA_KERNELS = {"auto": 0, "flash": 1, "efficient": 2, "cudnn": 8}
 
@@ -123,10 +120,7 @@ def _check_placement(session: ort.InferenceSession, graph: Path, provider: Cpu |
     placed = session.get_provider_graph_assignment_info()
     names = {node.op_type for each in placed if each.ep_name == CPU for node in each.get_nodes()} - ON_HOST
     if names:
-        raise OptionError(
-            f"{graph.name} has operators that provider {provider} has no kernel for, {', '.join(sorted(names))}: the CPU would "
-            f"compute them; export again {REMEDIES[type(provider)]}"
-        )
+        raise no_kernels(graph.name, provider, names)
 
 
 def _session_options(provider: Cpu | Cuda, *, optimize: bool) -> ort.SessionOptions:

@@ -9,6 +9,7 @@ from vitrail.errors import OptionError
 from vitrail.plan.model import check_arithmetic
 from vitrail.providers import Cpu, Cuda, OpenVino
 from vitrail.session.contract import STAGES
+from vitrail.session.kernels import check_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,7 @@ def open_vision(
     """
     _check_installed(provider)
     _check_arithmetic(manifest.vision, provider)
+    check_kernels(manifest.vision, provider)
     if isinstance(provider, Cpu):
         from vitrail.session.ort import OrtVision  # noqa: PLC0415 - onnxruntime, only where it runs
 
@@ -92,6 +94,13 @@ def open_decoder(
     from vitrail.session.trt import TrtDecoder  # noqa: PLC0415 - the driver, only where it runs
 
     return TrtDecoder(directory, manifest, provider=provider, slots=slots, capacity=capacity)
+
+
+def check_forms(manifest: Manifest, provider: Provider) -> None:
+    """Raise OptionError for what the provider is known not to compute, without loading anything."""
+    for contract in (manifest.vision, manifest.decoder):
+        _check_arithmetic(contract, provider)
+    check_kernels(manifest.vision, provider)
 
 
 def _check_arithmetic(contract: VisionContract | DecoderContract, provider: Provider) -> None:
