@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from vitrail.cli.ask import DEFAULT_URL
-from vitrail.cli.terminal import INTERRUPTED, PROVIDER_HELP, command, stderr
+from vitrail.cli.terminal import INTERRUPTED, PROVIDER_HELP, command, hush_grpc, stderr
 from vitrail.errors import OptionError, VitrailError
 
 if TYPE_CHECKING:
@@ -203,6 +203,7 @@ def _target(
         if (value := for_model[name]) is not None:
             option = name.replace("_", "-")
             raise OptionError(f"--{option} {value} is for --model; a server's is set by `vitrail serve`")
+    hush_grpc()
     return server(url or DEFAULT_URL, **for_server)
 
 

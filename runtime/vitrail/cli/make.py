@@ -12,6 +12,7 @@ import typer
 
 from vitrail.cli.terminal import PROVIDER_HELP, byte_progress, command, stderr
 from vitrail.dtypes import Arithmetic
+from vitrail.errors import OptionError
 from vitrail.machine import cpu_features
 from vitrail.manifest import Manifest, Parity, Precision, VisionPrecision
 from vitrail.providers import parse_provider
@@ -158,6 +159,7 @@ def export(
         cache=kv_cache.value,
         embeddings=None if embeddings is None else embeddings.value,
     )
+    _refuse_unused(options)
     started = time.monotonic()
     with byte_progress() as progress:
         manifest = export_checkpoint(
@@ -183,6 +185,20 @@ def export(
         told = f"vitrail verify {shlex.quote(str(out))} --against {shlex.quote(checkpoint)} --provider cuda"
         stderr.print(f"bf16 was emulated, since CPUs have no kernels for it; on the GPU: {told}")
     stderr.print(f"next: vitrail serve {shlex.quote(str(out))}{gpu}")
+
+
+def _refuse_unused(options: ExportOptions) -> None:
+    """Raise OptionError for what was asked for and would change nothing."""
+    if not options.bits and options.activations not in ("float32", options.precision):
+        raise OptionError(
+            f"activations in {options.activations} are for int8 and int4 weights; with precision {options.precision} they "
+            "are in that: leave --activations out, or change --precision"
+        )
+    if options.calibration and not (options.calibrated or options.fits_vision):
+        raise OptionError(
+            f"--calibration {options.calibration} would not be used: it is for --vision-precision int8-static, "
+            "--quantizer gptq and --kv-cache int8; ask for one of these, or leave it out"
+        )
 
 
 def _hints(options: ExportOptions) -> list[str]:
