@@ -1,5 +1,6 @@
 """A model that cannot be loaded beside models that can: the start ends with its reason, or the others serve without it."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import tritonclient.grpc as triton
 from PIL import Image
 from tests.repository.engines import with_engines
 from tests.repository.stand_ins import stand_in
+from tests.runtime.engine_fakes import with_engines as with_all_engines
 from typer.testing import CliRunner
 
 import vitrail
@@ -15,7 +17,7 @@ from vitrail.client import wire
 from vitrail.engine import Engine
 from vitrail.errors import ArtifactError, ServerError
 from vitrail.manifest import load_manifest
-from vitrail.providers import Cpu
+from vitrail.providers import Cpu, Cuda, TensorRt
 from vitrail.triton import log
 from vitrail.triton.options import ServerOptions
 from vitrail.triton.repository import MODELS, ServingSettings, write_repository
@@ -209,3 +211,30 @@ def test_engines_of_two_versions_are_refused_as_no_server_has_both(artifacts, tm
         ArtifactError, match=r"vision_encoder by TensorRT 10\.13\.3 and projector by TensorRT 10\.9\.0"
     ):
         write_repository(made, tmp_path / "models", settings=ServingSettings(target="tensorrt"))
+
+
+@pytest.fixture(scope="module")
+def all_engines(exported, tmp_path_factory):
+    """An export with engines of every stage, all by one TensorRT."""
+    export = exported("internvl3-tiny", precision="float16", vision_precision="float16", dialect="standard")
+    made = shutil.copytree(export, tmp_path_factory.mktemp("all") / "export")
+    return made, with_all_engines(made)
+
+
+@pytest.mark.parametrize("stage", ["decoder", "sampler"])
+def test_the_decoder_s_engines_are_of_the_vision_models_version_where_they_are_used(
+    all_engines, tmp_path, stage
+):
+    made, manifest = all_engines
+    changed = [
+        each.model_copy(update={"builder_version": "10.9.0"}) if each.stage == stage else each
+        for each in manifest.engines
+    ]
+    manifest.model_copy(update={"engines": tuple(changed)}).write(made)
+    settings = ServingSettings(target="tensorrt", provider=TensorRt())
+    with pytest.raises(
+        ArtifactError,
+        match=rf"{stage} by TensorRT 10\.9\.0.* build them with one: vitrail engine .* --with tensorrt .*--decoder",
+    ):
+        write_repository(made, tmp_path / "models", settings=settings)
+    write_repository(made, tmp_path / "models", settings=replace(settings, provider=Cuda()))

@@ -185,12 +185,19 @@ def test_int8_vision_is_for_cpus(exported, tmp_path, precision):
         )
 
 
-def test_int8_vision_is_not_for_openvino(exported, tmp_path):
-    directory = exported("internvl2-tiny", precision="float32", vision_precision="int8")
-    asked = ["repository", str(directory), "--out", str(tmp_path / "models"), "--provider", "openvino"]
+@pytest.mark.parametrize(
+    ("precision", "provider", "words"),
+    [
+        ("int8", "openvino", "provider openvino has no kernel for, DynamicQuantizeMatMul"),
+        ("bfloat16", "cpu", "vision encoder and projector compute in bf16"),
+    ],
+)
+def test_vision_that_the_provider_does_not_compute_is_refused(exported, tmp_path, precision, provider, words):
+    directory = exported("internvl2-tiny", precision="float32", vision_precision=precision)
+    asked = ["repository", str(directory), "--out", str(tmp_path / "models"), "--provider", provider]
     refused = CliRunner().invoke(app, asked)
     assert refused.exit_code == 2
-    assert "provider openvino has no kernel for, DynamicQuantizeMatMul" in refused.stderr
+    assert words in refused.stderr
     assert not (tmp_path / "models").exists()
 
 

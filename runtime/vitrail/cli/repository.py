@@ -59,7 +59,13 @@ def repository(
         gpu=gpu,
         provider=decoder_provider(artifacts, target.target, provider=provider),
     )
-    version = tensorrt_version(load_manifest(artifacts), artifacts, target=settings.target, gpu=settings.gpu)
+    version = tensorrt_version(
+        load_manifest(artifacts),
+        artifacts,
+        target=settings.target,
+        provider=settings.provider,
+        gpu=settings.gpu,
+    )
     written = write_repository(artifacts, out, settings=settings, mounted_at=mounted_at)
     stderr.print(f"wrote {written} for {target.value}; the decoder runs on {settings.provider}")
     if version is not None:

@@ -152,6 +152,9 @@ def write_repository(
         gpu=settings.gpu,
         keep_going=keep_going,
     )
+    targets.tensorrt_version(
+        manifest, artifacts, target=settings.target, provider=settings.provider, gpu=settings.gpu
+    )
     vision = targets.vision_models(served)
     ensemble_tiles = vision.batch_tiles if vision else None
     told = contract(manifest, settings, ensemble_tiles=ensemble_tiles)

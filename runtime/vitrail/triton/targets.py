@@ -14,7 +14,7 @@ from vitrail.client import wire
 from vitrail.dtypes import port_dtype
 from vitrail.engine_files import engine_file
 from vitrail.errors import ArtifactError, OptionError
-from vitrail.manifest import DType, EngineRecord, Manifest, Stage
+from vitrail.manifest import DType, EngineRecord, EngineStage, Manifest, Stage
 from vitrail.plan.model import check_target
 from vitrail.providers import Cpu, Cuda, Provider, TensorRt
 from vitrail.rebuild import engine_command, unfit
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 VERSION_PARAMETER = "tensorrt_version"
 """Of an engine's model: for who looks for a container; Triton reads it not."""
 VISION: tuple[Stage, ...] = ("vision_encoder", "projector")
+WRITING: tuple[EngineStage, ...] = ("decoder", "sampler")
 Backend: TypeAlias = Literal["onnxruntime", "tensorrt"]
 _MODEL_FILES: dict[Backend, str] = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 _TYPES: dict[str, str] = {"uint8": "TYPE_UINT8", "float16": "TYPE_FP16", "float32": "TYPE_FP32"}
@@ -89,24 +90,25 @@ def served_models(
         return tuple(
             _graph(manifest, artifacts, stage, tiles=max(tiles_per_run, _CUDA_TILES)) for stage in VISION
         )
-    tensorrt_version(manifest, artifacts, target=target, gpu=gpu)
     return tuple(_engine(manifest, artifacts, stage, gpu=gpu, keep_going=keep_going) for stage in VISION)
 
 
 def tensorrt_version(
-    manifest: Manifest, artifacts: Path, *, target: Target, gpu: str | None = None
+    manifest: Manifest, artifacts: Path, *, target: Target, provider: Provider, gpu: str | None = None
 ) -> str | None:
-    """The version of TensorRT that the server must have to run the vision models' engines; None where it needs none.
+    """The version of TensorRT that the server must have to run the vision models' engines, and the decoder's where that is
+    its provider; None where it needs none.
 
-    Raises ArtifactError for engines of two versions, as no server has both.
+    Raises ArtifactError for engines of several versions, as no server has both, and for one that is missing.
     """
     if target not in ("tensorrt", "jetson"):
         return None
-    records = [_record(manifest, artifacts, stage, gpu=gpu) for stage in VISION]
+    stages = VISION if not isinstance(provider, TensorRt) or provider.rtx else (*VISION, *WRITING)
+    records = [_record(manifest, artifacts, stage, gpu=gpu) for stage in stages]
     if len({each.builder_version for each in records}) > 1:
         built = " and ".join(f"{each.stage} by TensorRT {each.builder_version}" for each in records)
         raise ArtifactError(
-            f"the engines were built by two versions ({built}), and a server has one; build them with one: "
+            f"the engines were built by several versions ({built}), and a server has one; build them with one: "
             f"{manifest.rebuild(records[0], artifacts)}"
         )
     return records[0].builder_version
@@ -137,7 +139,7 @@ def _engine(
     return Served(stage, "tensorrt", record.dtype, record.max_tiles, shapes.opt[0], files, version)
 
 
-def _record(manifest: Manifest, artifacts: Path, stage: Stage, *, gpu: str | None) -> EngineRecord:
+def _record(manifest: Manifest, artifacts: Path, stage: EngineStage, *, gpu: str | None) -> EngineRecord:
     """Triton's backend links TensorRT itself: engines of TensorRT for RTX are another format."""
     if gpu is not None:
         return manifest.engine(stage, "tensorrt", gpu, directory=artifacts)
