@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from vitrail.messages import Messages
 
 
+# Threads share a client, and since Python 3.12 cached_property lets two of them open a channel each.
+_OPENING = threading.Lock()
+
+
 class Client(Connection):
     """Asks a vitrail server. Same `prompt`, `chat` and `stream` as `vitrail.Engine`; threads may share one.
 
@@ -162,8 +166,13 @@ class Client(Connection):
     def _channel(self) -> Any:
         return self.open_channel(grpc)
 
-    @cached_property
+    @property
     def _stub(self) -> Any:
+        with _OPENING:
+            return self._opened_stub
+
+    @cached_property
+    def _opened_stub(self) -> Any:
         return GRPCInferenceServiceStub(self._channel)
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -354,3 +356,19 @@ def test_an_async_client_in_a_second_loop_is_refused():
         assert asyncio.run(client.chat("hi")).text == "Hello there"
         with pytest.raises(InvalidInput, match="another event loop; make one for each"):
             asyncio.run(client.chat("hi"))
+
+
+def test_threads_that_ask_first_at_once_open_one_channel(monkeypatch):
+    opened, meeting = [], threading.Barrier(2)
+
+    def open_channel(client, module):
+        opened.append(client)
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(0.5)  # for another that opens one, too
+        return opening(client, module)
+
+    opening = Client.open_channel
+    monkeypatch.setattr(Client, "open_channel", open_channel)
+    with FakeServer() as server, Client(server.url) as client, ThreadPoolExecutor(2) as pool:
+        assert {contract.tile_size for contract in pool.map(lambda _: client.info(), range(2))} == {28}
+    assert len(opened) == 1
