@@ -175,7 +175,8 @@ def vitrail(*arguments):
 
 @pytest.mark.skipif(driver_fault(0) is None, reason="there is a GPU")
 def test_a_gpu_that_is_not_there_ends_a_command_with_its_cause(exported):
-    result = vitrail("ask", "--model", exported("internvl2-tiny"), "-q", "What is it?", "--provider", "cuda")
+    model = exported("internvl2-tiny", precision="float16")
+    result = vitrail("ask", "--model", model, "-q", "What is it?", "--provider", "cuda")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: provider cuda:0 ")
     assert "pip install 'vitrail[gpu]'" in result.stderr

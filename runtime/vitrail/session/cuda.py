@@ -31,6 +31,7 @@ from vitrail.session.cuda_driver import LibCuda, Rows
 from vitrail.session.cuda_memory import Port
 from vitrail.session.cuda_sampler import GREEDY, DeviceSampler
 from vitrail.session.inference import check_cuda, check_cudnn, open_session, run_bound
+from vitrail.session.kernels import check_decoder_kernels
 from vitrail.session.table import open_table
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ class OrtCudaDecoder:
     ) -> None:
         contract = self.contract = manifest.decoder
         check_arithmetic(contract, gpu=device.driver.gpu.target)
+        check_decoder_kernels(contract, device.provider, gpu=device.driver.gpu.target)
         self.slots, self.capacity = slots, capacity
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
         self.graphs = device.graphs

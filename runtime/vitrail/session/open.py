@@ -9,7 +9,7 @@ from vitrail.errors import OptionError
 from vitrail.plan.model import check_arithmetic
 from vitrail.providers import Cpu, Cuda, OpenVino
 from vitrail.session.contract import STAGES
-from vitrail.session.kernels import check_kernels
+from vitrail.session.kernels import check_decoder_kernels, check_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,6 +77,7 @@ def open_decoder(
     """The language model with a KV cache of `slots` rows of `capacity` tokens. Raises what open_vision raises."""
     _check_installed(provider)
     _check_arithmetic(manifest.decoder, provider)
+    check_decoder_kernels(manifest.decoder, provider)
     if isinstance(provider, Cpu):
         from vitrail.session.ort import OrtDecoder  # noqa: PLC0415 - onnxruntime, only where it runs
 
@@ -101,6 +102,7 @@ def check_forms(manifest: Manifest, provider: Provider) -> None:
     for contract in (manifest.vision, manifest.decoder):
         _check_arithmetic(contract, provider)
     check_kernels(manifest.vision, provider)
+    check_decoder_kernels(manifest.decoder, provider)
 
 
 def _check_arithmetic(contract: VisionContract | DecoderContract, provider: Provider) -> None:
