@@ -78,7 +78,7 @@ def export_checkpoint(
     graphs = build_graphs(config, options)
     tiles = calibration_tiles(config, options.calibration) if options.fits_vision else None
     if options.calibrated:
-        graphs |= build_decoders(config, options, fitted_decoder_form(checkpoint, options))
+        graphs |= build_decoders(config, *fitted_forms(checkpoint, options))
     prepare(out)
     # float16 holds every bfloat16 from 2^-17 on, and its like below to 2^-25.
     table_dtype: TableDType = np.dtype("f4" if options.precision == "float32" else "f2")
@@ -106,15 +106,15 @@ def build_graphs(config: ModelConfig, options: ExportOptions) -> dict[str, Graph
     return {
         "vision_encoder": build_vision_encoder(config, options.vision_form),
         "projector": build_projector(config, options.vision_form),
-        **build_decoders(config, options, options.decoder_form),
+        **build_decoders(config, options.decoder_form, options.prefill_form),
     }
 
 
-def build_decoders(config: ModelConfig, options: ExportOptions, form: Form) -> dict[str, GraphBuilder]:
-    """The language model in its `form`, and the graph that reads prompts into the same cache, where there is one."""
+def build_decoders(config: ModelConfig, form: Form, prefill: Form | None) -> dict[str, GraphBuilder]:
+    """The language model in its `form`, and the graph that reads prompts, where there is one."""
     graphs = {"decoder": build_decoder(config.text, form)}
-    if options.prefill_form is not None:
-        graphs["prefill"] = build_decoder(config.text, replace(options.prefill_form, cache=form.cache))
+    if prefill is not None:
+        graphs["prefill"] = build_decoder(config.text, prefill)
     return graphs
 
 
@@ -134,8 +134,8 @@ def save_static_vision(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def fitted_decoder_form(checkpoint: Checkpoint, options: ExportOptions) -> Form:
-    """`options.decoder_form` fitted to the calibration pictures."""
+def fitted_forms(checkpoint: Checkpoint, options: ExportOptions) -> tuple[Form, Form | None]:
+    """`options.decoder_form` and `options.prefill_form` fitted to the calibration pictures, with one cache."""
     assert options.calibration is not None
     config = checkpoint.config
     with tempfile.TemporaryDirectory() as scratch:
@@ -143,7 +143,11 @@ def fitted_decoder_form(checkpoint: Checkpoint, options: ExportOptions) -> Form:
         tokenizer = export_tokenizer(checkpoint.path, files, template=config.template, eos_ids=config.eos_ids)
         prompts = calibration_prompts(checkpoint, options.calibration, tokenizer, files)
     gptq, int8_cache = options.quantizer == "gptq", options.cache == "int8"
-    return fitted_form(checkpoint, options.decoder_form, prompts, gptq=gptq, int8_cache=int8_cache)
+    form = fitted_form(checkpoint, options.decoder_form, prompts, gptq=gptq, int8_cache=int8_cache)
+    prefill = options.prefill_form
+    if prefill is not None and gptq:
+        prefill = fitted_form(checkpoint, prefill, prompts, gptq=True, int8_cache=False)
+    return form, prefill and replace(prefill, cache=form.cache)
 
 
 class Meter:

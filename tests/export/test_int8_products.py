@@ -108,19 +108,33 @@ def test_prompts_are_read_by_a_graph_of_their_own(mixed, int4, w8a8):
     assert own.reads_as_written
 
 
+def weights(graph):
+    return {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(graph).graph.initializer}
+
+
 def test_both_graphs_share_the_steps_of_an_int8_cache(tmp_path):
     options = {"cache": "int8", "calibration": REFERENCE / "images"}
     found = exported(tmp_path, precision="int4", prefill="w8a8", **options)
-    held = {
-        name: {
-            each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(found / name).graph.initializer
-        }
-        for name in ("decoder.onnx", "prefill.onnx")
-    }
-    steps = [name for name in held["decoder.onnx"] if name.endswith("_step")]
+    drawn, read = (weights(found / name) for name in ("decoder.onnx", "prefill.onnx"))
+    steps = [name for name in drawn if name.endswith("_step")]
     assert len(steps) == 2 * 3
     for name in steps:
-        np.testing.assert_array_equal(held["prefill.onnx"][name], held["decoder.onnx"][name])
+        np.testing.assert_array_equal(read[name], drawn[name])
+
+
+def test_fitted_weights_read_prompts_as_they_would_draw_tokens(tmp_path, monkeypatch):
+    """Those that read are fitted on their own: the same as where all products are in int8."""
+    monkeypatch.setattr("vitrail_export.exporter.calibration_prompts", lambda *_: [prompt(30, 1)])
+    fitted = {"quantizer": "gptq", "calibration": REFERENCE / "images"}
+    both = exported(tmp_path / "both", precision="int4", prefill="w8a8", **fitted)
+    one = exported(tmp_path / "one", precision="w8a8", **fitted)
+    read, drawn = weights(both / "prefill.onnx"), weights(one / "decoder.onnx")
+    rounded = weights(exported(tmp_path / "rounded", precision="w8a8") / "decoder.onnx")
+    codes = [name for name, each in drawn.items() if each.dtype == np.int8 and ".layers." in name]
+    assert len(codes) >= 3
+    for name in codes:
+        np.testing.assert_array_equal(read[name], drawn[name])
+    assert any((rounded[name] != drawn[name]).any() for name in codes)
 
 
 @pytest.mark.parametrize("source", [TINY, QWEN], ids=lambda path: path.name)
