@@ -165,7 +165,8 @@ class RowInt8Linear(Int8Linear):
 class DequantizedLinear(nn.Module):  # type: ignore[misc]
     """Blocked DequantizeLinear before a MatMul: the standard form of weight-only quantization.
 
-    ONNX Runtime's CUDA provider dequantizes to float32 and float16 alone, so bfloat16 goes by way of float32.
+    ONNX Runtime dequantizes to float32 and float16 alone, so bfloat16 goes by way of float32; its CUDA provider makes no
+    MatMulNBits of that, and restores no int8 by blocks, so it is refused there.
     """
 
     def __init__(
