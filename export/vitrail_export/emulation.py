@@ -7,7 +7,7 @@ Inputs, outputs and weights stay as they are. An operator that is several in one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,12 +49,12 @@ def emulated(
             file.unlink(missing_ok=True)
 
 
-def emulate(model: ir.Model, dtype: ir.DataType = BFLOAT16) -> None:
-    """In place, what is computed in `dtype`."""
+def emulate(model: ir.Model, dtype: ir.DataType = BFLOAT16, *, native: Container[str] = ()) -> None:
+    """In place, what is computed in `dtype`. native: operators left as they are."""
     widened: dict[ir.Value, ir.Value] = {}
     for node in list(model.graph):
         _tell_types(node)
-        if node.op_type in MOVES:
+        if node.op_type in MOVES or node.op_type in native:
             continue
         for i, value in enumerate(node.inputs):
             if value is not None and value.dtype == dtype:

@@ -18,6 +18,9 @@ from vitrail.session.ort import OrtDecoder, OrtVision
 from vitrail.splice import splice
 from vitrail_export import reference
 from vitrail_export.emulation import emulated
+from vitrail_export.engine.cases import Case
+from vitrail_export.engine.gate import Gate
+from vitrail_export.engine.graphs import Prepared
 from vitrail_export.engine.sources import Source
 from vitrail_export.exporter import ExportOptions, export_checkpoint
 from vitrail_export.verify import FLOORS, check
@@ -162,6 +165,22 @@ def test_a_model_whose_activations_leave_float16_is_refused_there_and_exact_in_b
             logits.append(feed(session, session.embed(np.arange(3, 40)), wanted=range(37)))
     assert np.isfinite(logits[0]).all()
     np.testing.assert_array_equal(*logits)
+
+
+def test_an_engine_s_decoder_that_leaves_float16_is_found_before_it_is_built(tmp_path):
+    source = edit_tensors(copy_checkpoint("internvl3-tiny", tmp_path / "scaled"), scaled)
+    directory = tmp_path / "out"
+    export_checkpoint(source, directory, options=ExportOptions(precision="float32", dialect="standard"))
+    manifest, scratch = load_manifest(directory), tmp_path / "scratch"
+    scratch.mkdir()
+    gate = Gate(directory, manifest)
+    cases = [Case("a prompt", {"prompt": gate.token_rows(list(range(3, 67)))})]
+    prepared = Prepared.of(Source("decoder", directory / "decoder.onnx"), scratch, "fp16", cases)
+    graphs = prepared.lower("decoder", "fp16", capacity=64)
+    with pytest.raises(
+        ExportError, match=r"decoder in fp16, given a prompt: .* not finite; build with .* bf16"
+    ):
+        gate.check("decoder", cases, exact=graphs.exact, lowered=graphs.tried, precision="fp16")
 
 
 def exported_to(out, **options):

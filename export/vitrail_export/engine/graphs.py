@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vitrail.manifest import EnginePrecision, Stage
+from vitrail_export.emulation import emulate
 from vitrail_export.engine.cases import Case
 from vitrail_export.engine.emulation import emulate_bfloat16
 from vitrail_export.engine.greedy import add_greedy
@@ -72,6 +73,9 @@ def position_embedding(source: Source) -> ir.TensorProtocol:
 def _tried(lowered: Path, precision: EnginePrecision) -> Path:
     model = _overridable(ir.load(lowered))
     path = lowered.with_name(f"{lowered.stem}.tried.onnx")
+    if precision == "fp16":
+        # Attention's own kernel rounds its scores to float16; all others would be taken for float32.
+        emulate(model, FLOAT16, native={"Attention"})
     if precision != "bf16":
         return _save_variant(model, path)
     emulate_bfloat16(model)
