@@ -19,7 +19,8 @@ from vitrail.plan.memory import KINDS, Plan, plan_memory
 from vitrail.plan.model import Load, Model, check_arithmetic, model_of
 from vitrail.plan.propose import TILE_LIMITS, Proposal, propose, smallest
 from vitrail.plan.size import parse_size, show_size
-from vitrail.providers import Cpu, OpenVino, TensorRt, parse_provider
+from vitrail.providers import Cpu, Cuda, OpenVino, TensorRt, parse_provider
+from vitrail.session.kernels import check_decoder_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -152,7 +153,10 @@ def _models(source: str, target: Target, *, openvino: bool, gpu: str | None, **w
         _refuse_forms(source, wanted)
         manifest = load_manifest(path)
         _check_gpu(gpu, {each for engine in manifest.engines for each in engine.targets}, target)
-        return [model_of(manifest, target, openvino=openvino, gpu=gpu or _gpu_here(target))]
+        here = gpu or _gpu_here(target)
+        model = model_of(manifest, target, openvino=openvino, gpu=here)
+        _check_forms([model], target, here)
+        return [model]
     _check_gpu(gpu, set(), target)
     from vitrail_export.forms import Wanted, forms  # noqa: PLC0415
     from vitrail_export.sizes import find_source, sized  # noqa: PLC0415
@@ -160,10 +164,18 @@ def _models(source: str, target: Target, *, openvino: bool, gpu: str | None, **w
     found = find_source(source)
     chosen = forms(target, Wanted(openvino=openvino, **wanted))
     models = [sized(found, options, openvino=openvino) for options in chosen]
-    for model in models if target == "cpu" else ():
-        check_arithmetic(model.vision, gpu=None)
-        check_arithmetic(model.decoder, gpu=None)
+    _check_forms(models, target, gpu)
     return models
+
+
+def _check_forms(models: Sequence[Model], target: Target, gpu: str | None) -> None:
+    """Raise OptionError for what ONNX Runtime is known not to compute on the target; gpu: which one, where it is known."""
+    for model in models:
+        if target == "cpu":
+            check_arithmetic(model.vision, gpu=None)
+            check_arithmetic(model.decoder, gpu=None)
+        elif target == "cuda":
+            check_decoder_kernels(model.decoder, Cuda(), gpu=gpu)
 
 
 def _check_gpu(gpu: str | None, built: set[str], target: Target) -> None:

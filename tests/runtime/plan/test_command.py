@@ -128,12 +128,20 @@ def test_no_gpu_is_planned_for_an_export_that_is_for_cpus(exported, options, wor
         assert (result.exit_code, words in result.stderr) == (code, code == 2), result.stderr
 
 
+def test_no_gpu_is_planned_for_a_language_model_that_onnxruntime_has_no_kernels_for_there(exported):
+    arguments = ["plan", str(exported("internvl2-tiny")), "--memory", "8GiB", "--target", "cuda"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "GroupQueryAttention of float32" in result.stderr
+
+
 def test_without_a_gpu_its_memory_is_to_be_given(exported, monkeypatch):
     def no_gpu(_device_id):
         raise OptionError("there is no NVIDIA driver here")
 
     monkeypatch.setattr("vitrail.session.cuda_driver.LibCuda", no_gpu)
-    result = CliRunner().invoke(app, ["plan", str(exported("internvl2-tiny")), "--target", "cuda"])
+    artifacts = exported("internvl2-tiny", precision="float16")
+    result = CliRunner().invoke(app, ["plan", str(artifacts), "--target", "cuda"])
     assert result.exit_code == 2
     assert "--memory is needed: there is no NVIDIA driver" in result.stderr
 
