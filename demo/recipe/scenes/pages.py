@@ -79,7 +79,7 @@ def tables(brush: Brush, grid: tuple[int, int] | None = None) -> Scene:
     count = max(1, min(rng.randint(2, 8), int((page.height - 8) / pitch) - 1))
     values = 1 if columns == 1 else rng.randint(1, min(3, columns))
     heads = rng.sample(ask.COLUMNS, values)
-    names = rng.sample(text.words(brush.which), count)
+    names = _row_names(brush, count)
     cells = [[str(rng.randint(1, 999)) for _ in heads] for _ in names]
     lefts = [6.0, *(page.width * (0.45 + 0.55 * at / values) for at in range(values))]
     room = min(page.width * 0.45 - 10, page.width * 0.55 / values)
@@ -92,6 +92,15 @@ def tables(brush: Brush, grid: tuple[int, int] | None = None) -> Scene:
             page.text(left, y, cell, style, Tag(row[0], head, number))
         y += pitch
     return Scene("tables", (page,), tuple(_table_turns(brush, heads, names, cells)))
+
+
+def _row_names(brush: Brush, count: int) -> list[str]:
+    """Different words; for training half of them invented, or the few there are would be said by heart."""
+    known = brush.rng.sample(text.words(brush.which), count)
+    if brush.which == "held_out":
+        return known
+    mixed = [name if brush.rng.random() < 0.5 else text.invented(brush.rng) for name in known]
+    return mixed if len(set(mixed)) == count else known
 
 
 def _table_turns(brush: Brush, heads: list[str], names: list[str], cells: list[list[str]]) -> list[Turn]:
