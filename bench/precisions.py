@@ -4,13 +4,15 @@ python bench/precisions.py                                # demo/checkpoint in e
 python bench/precisions.py --limit 300 --only fp32 int4
 
 Accuracy is that of `vitrail eval --task demo`; differences are paired with float32. The loss of the language model is
-the mean cross entropy of the right answers' tokens, in nats: it shows what accuracy is too coarse for.
+the mean cross entropy of the right answers' tokens, in nats: it shows what accuracy is too coarse for. What is fitted
+to pictures is fitted to CALIBRATION of the kind that the checkpoint was trained on, none of which is asked about.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +33,7 @@ from vitrail.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 RESULTS, MODELS = ROOT / "bench" / "results", ROOT / "models" / "precisions"
-LOSS_SAMPLES = 300
+LOSS_SAMPLES, CALIBRATION = 300, 32
 
 
 class Precision(NamedTuple):
@@ -41,6 +43,7 @@ class Precision(NamedTuple):
     options: tuple[str, ...]
 
 
+STATIC = ("--vision-precision", "int8-static", "--calibration", "PICTURES")
 PRECISIONS = (
     Precision("fp32", ("--precision", "fp32")),
     Precision("fp16", ("--precision", "fp16")),
@@ -48,22 +51,25 @@ PRECISIONS = (
     Precision("int4", ("--precision", "int4", "--vision-precision", "fp32")),
     Precision("w8a8", ("--precision", "w8a8", "--vision-precision", "fp32")),
     Precision("int4-int8", ("--precision", "int4", "--vision-precision", "int8")),
+    Precision("w8a8-static", ("--precision", "w8a8", *STATIC)),
+    Precision(
+        "int4-w8a8-static", ("--precision", "int4", "--prefill", "w8a8", "--kv-cache", "int8", *STATIC)
+    ),
 )
 
 
 @ending()
 def main() -> None:
     arguments = _parser().parse_args()
-    baseline: Path | None = None
+    baseline, pictures = None, calibration(MODELS / "calibration")
     for at, precision in enumerate(PRECISIONS):
         # Everything is compared with the first.
         if at and precision.name not in arguments.only:
             continue
         directory = MODELS / precision.name
         # What an int8 encoder loses is below what the check lets pass: here it is measured instead.
-        vitrail(
-            "export", str(arguments.checkpoint), "--out", str(directory), "--no-check", *precision.options
-        )
+        options = [str(pictures) if each == "PICTURES" else each for each in precision.options]
+        vitrail("export", str(arguments.checkpoint), "--out", str(directory), "--no-check", *options)
         answers = directory.with_suffix(".jsonl")
         card = {
             "bench": "precision",
@@ -79,6 +85,20 @@ def main() -> None:
         baseline = baseline or answers
         (RESULTS / f"precision-{at}-{precision.name}.json").write_text(json.dumps(card, indent=2) + "\n")
         print(json.dumps(card), flush=True)
+
+
+def calibration(out: Path) -> Path:
+    """Pictures of every skill as training draws them."""
+    sys.path.append(str(ROOT))
+    from demo.recipe.scene import Brush  # noqa: PLC0415
+    from demo.recipe.scenes import MAKERS  # noqa: PLC0415
+
+    out.mkdir(parents=True, exist_ok=True)
+    skills = list(MAKERS.values())
+    for seed in range(CALIBRATION):
+        page = skills[seed % len(skills)](Brush(random.Random(seed))).pages[0]  # noqa: S311
+        page.image.save(out / f"{seed:02}.png")
+    return out
 
 
 def loss(directory: Path, count: int) -> float:
