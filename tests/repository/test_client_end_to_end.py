@@ -177,7 +177,7 @@ def test_the_command_line_asks_the_server(url):
         [*command, "--url", url, "--max-tokens", "8", "--json"], capture_output=True, check=True
     )
     assert json.loads(asked.stdout)["text"] == expected
-    assert b"1 tiles, 256 visual tokens" in asked.stderr
+    assert b"1 tile, 256 visual tokens" in asked.stderr
 
 
 def test_a_command_that_is_terminated_ends_its_answer(url, ended_early):

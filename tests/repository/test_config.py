@@ -85,7 +85,7 @@ def test_the_ensemble_passes_the_whole_question_on_and_its_types_are_the_decoder
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_a_written_repository_tells_models_and_clients_all_they_need(exported, tmp_path, checkpoint):
-    artifacts = exported(checkpoint)
+    artifacts = exported(checkpoint, precision="float16", vision_precision="float16")
     settings = ServingSettings(decoder=Settings(slots=3, context_tokens=600), provider=Cuda(1, 2 << 30))
     out = write_repository(artifacts, tmp_path / "models", settings=settings)
     for model in (wire.VISION_ENCODER, wire.PROJECTOR, wire.DECODER):

@@ -20,6 +20,7 @@ FILE = ROOT / "bench" / "perf_analyzer.json"
 def generated(tmp_path, monkeypatch):
     def run(*arguments):
         out = tmp_path / "input.json"
+        monkeypatch.syspath_prepend(ROOT / "bench")  # as python does for a script
         monkeypatch.setattr(sys, "argv", ["perf_analyzer_input.py", *arguments, "--out", str(out)])
         runpy.run_path(str(ROOT / "bench" / "perf_analyzer_input.py"), run_name="__main__")
         return json.loads(out.read_text(encoding="utf-8"))["data"]
