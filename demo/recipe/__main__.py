@@ -128,6 +128,13 @@ def draw_picture(arguments: argparse.Namespace) -> None:
         print(json.dumps(turn[:2]))  # noqa: T201
 
 
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not hours > 0:
+        raise argparse.ArgumentTypeError(f"{text} hours are no time to train; give more than 0")
+    return hours
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m demo.recipe", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -141,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--eyes", action="store_true", help="text only: from pictures, as vision.pt sees them")
     part.set_defaults(run=train_part)
     for each in (whole, part):
-        each.add_argument("--hours", type=float, default=6.0, help="of wall-clock")
+        each.add_argument("--hours", type=_hours, default=6.0, help="of wall-clock")
     resuming = commands.add_parser("resume", help="begin from a written checkpoint, where the state is lost")
     resuming.add_argument("--from", type=Path, default=CHECKPOINT, dest="checkpoint")
     resuming.set_defaults(run=start_from_checkpoint)

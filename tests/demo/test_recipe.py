@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 torch = pytest.importorskip("torch")
 
+from demo.recipe import __main__ as recipe  # noqa: E402
 from demo.recipe import curriculum, evaluation, train_joint, train_text, train_vision  # noqa: E402
 from demo.recipe.asked import NOT_NAMED, asked  # noqa: E402
 from demo.recipe.convert import convert, trained  # noqa: E402
@@ -286,6 +287,14 @@ def test_a_pause_is_not_counted_as_learning(tmp_path, monkeypatch):
     monkeypatch.setattr("demo.recipe.loop.time.monotonic", lambda: float(next(clock)))
     run(train_text.stage(), tmp_path, seconds=LONGEST_STEP_S + 10)
     assert torch.load(tmp_path / "text.pt", weights_only=True)["step"] >= 5
+
+
+@pytest.mark.parametrize("hours", ["-1", "0", "nan", "long"])
+def test_no_time_to_train_is_refused(hours, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recipe", "train", "text", "--hours", hours])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert "--hours" in capsys.readouterr().err
 
 
 def test_curves_show_every_series_of_a_log(tmp_path):

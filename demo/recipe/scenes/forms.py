@@ -22,7 +22,7 @@ def shapes(brush: Brush) -> Scene:
     page = brush.page(TILE, TILE, rng.choice(LIGHT))
     placed = _place(brush, page, rng.randint(1, 5))
     first = rng.choice(sorted(placed))
-    turns = [_count("shapes", page.runs, sorted(SHAPES))]
+    turns = [_count("shapes", page.runs, SHAPES)]
     for colour, shape in dict.fromkeys((first, *sorted(placed)[: brush.questions - FEW_QUESTIONS])):
         turns += [turn for turn in _about(placed, page.runs, colour, shape) if turn not in turns]
     rng.shuffle(turns)

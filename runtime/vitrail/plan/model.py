@@ -165,12 +165,12 @@ def check_arithmetic(contract: VisionContract | DecoderContract, *, gpu: str | N
     if contract.dtype != "bfloat16" or (gpu and int(gpu.removeprefix("sm_")) >= BFLOAT16_TARGET):
         return
     vision = hasattr(contract, "tile_size")
-    part = "vision encoder and projector" if vision else "language model"
+    part = "vision encoder and projector compute" if vision else "language model computes"
     option = "--vision-precision" if vision else "--precision and --activations"
     where = f"this GPU is {gpu}" if gpu else "this is a CPU"
     cure = "" if gpu else "serve it with --provider cuda (vitrail serve: --target cuda), or "
     raise OptionError(
-        f"{part} compute in bf16, which ONNX Runtime does on GPUs of sm_{BFLOAT16_TARGET} or newer, and {where}; "
+        f"{part} in bf16, which ONNX Runtime does on GPUs of sm_{BFLOAT16_TARGET} or newer, and {where}; "
         f"{cure}export with another {option}"
     )
 
