@@ -38,9 +38,10 @@ from vitrail.tiling import split
 
 # Smaller type than this cannot be told apart by the vision tower, as that of a thumbnail.
 LEGIBLE_PX = 17
-# Characters that are told of what stands before, of a row's key and of a column's head; the number; the index.
-BEFORE, KEY, HEAD, NUMBER, INDEX = 2, 3, 2, 1, 1
-KINDS = ORDER + BEFORE + KEY + HEAD + NUMBER + INDEX
+# Characters that are told of what stands before, of a row's key and of a column's head; the number; which of its row
+# a line is; the index.
+BEFORE, KEY, HEAD, NUMBER, COLUMN, INDEX = 2, 3, 2, 1, 1, 1
+KINDS = ORDER + BEFORE + KEY + HEAD + NUMBER + COLUMN + INDEX
 # Visual tokens that each is told to look at: the first two of its row, and the first of its column's head.
 LINKS = 3
 UNLINKED = (IGNORED,) * LINKS
@@ -54,8 +55,9 @@ class Batch:
     `written`: what a perfect vision tower writes for the tiles, in AMPLITUDEs; `codes`: its shares of classes.
     names [t, 64, KINDS]: the tokens that spell the characters in each visual token's square from the left; the two
     that stand before them in their line, newest first, a line break where it begins; the first three of their row's
-    key and the first two of their column's head, line breaks where it is shorter; their number; how many characters
-    of their line stand before the first of them; IGNORED where none is.
+    key and the first two of their column's head, line breaks where it is shorter; their number; which of their row
+    they are; how many characters of their line stand before the first of them; IGNORED where none is. In a corner of
+    a shape, the digits of the number that it says of its box.
     looks [n, P]: where in the sequence the visual token of the character stands that is to be written next, or IGNORED.
     orders [n, P]: how many characters stand to the left of that one in the same square, at most ORDER - 1.
     wanted [n, P, KINDS]: the names of that visual token from the key on, with the character's own index.
@@ -187,6 +189,11 @@ def page_names(page: Page) -> Int64:
                 if run.words == run.tag.key:
                     # Of its own beginning it has only seen so much.
                     squares[square, ORDER + BEFORE :][at + 1 : KEY] = IGNORED
+    for number in page.corners:
+        spelled = squares[token_square(page, number.marks[0]), :ORDER]
+        if (spelled == IGNORED).all():
+            digits = number.pieces[:ORDER]
+            spelled[: len(digits)] = list(map(token_of, digits))
     return names
 
 
@@ -206,8 +213,8 @@ def page_links(page: Page) -> Int64:
 
 @lru_cache(maxsize=4096)
 def tag_names(tag: Tag) -> tuple[int, ...]:
-    number = IGNORED if tag.number is None else token_of(str(min(tag.number, 9)))
-    return *_first(tag.key, KEY), *_first(tag.head, HEAD), number
+    counts = (IGNORED if each is None else token_of(str(min(each, 9))) for each in (tag.number, tag.column))
+    return *_first(tag.key, KEY), *_first(tag.head, HEAD), *counts
 
 
 def index_name(index: int) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from demo.recipe import oracle
 from demo.recipe.asked import token_at
 from demo.recipe.render.dense import SQUARE, TILE
 from demo.recipe.render.page import Mark, Page, Run
@@ -17,6 +16,8 @@ TOKENS_PER_TILE, SIDE = 64, 8
 IGNORED = -100
 # Characters of one visual token that are told apart by their order.
 ORDER = 3
+# Of a box, one for each of its numbers.
+CORNERS = 4
 
 
 class Spot(NamedTuple):
@@ -88,7 +89,7 @@ def answer_spots(
 
 
 def _shown(scene: Scene, shown: int, turn: Turn, answer: Sequence[int]) -> list[Spot]:
-    """For each token of an answer where what shows it ends; for each number of a box the side that it tells."""
+    """For each token of an answer where what shows it ends; for each number of a box the corner that says it."""
     first = 0
     for page in scene.pages:
         if shown < len(page.runs):
@@ -98,22 +99,17 @@ def _shown(scene: Scene, shown: int, turn: Turn, answer: Sequence[int]) -> list[
     spots = [_ending(run_spots(page, run, first))] * len(answer)
     if turn.box is None:
         return spots
-    for number, side in zip(re.finditer(r"\d+", turn.answer), _sides(page, run.marks[0]), strict=True):
-        start, last = (token_at(answer, offset) for offset in (number.start(), number.end() - 1))
-        spots[start : last + 1] = [Spot(first + side, 0)] * (last + 1 - start)
+    numbers = page.corners[CORNERS * shown : CORNERS * (shown + 1)]
+    for number, corner in zip(re.finditer(r"\d+", turn.answer), numbers, strict=True):
+        square, start = first + token_square(page, corner.marks[0]), token_at(answer, number.start())
+        digits = token_at(answer, number.end() - 1) + 1 - start
+        spots[start : start + digits] = [Spot(square, min(at, ORDER - 1)) for at in range(digits)]
     return spots
 
 
 def _ending(spots: list[Spot]) -> Spot:
     """The first spot of the last visual token of a run: of its tokens only that one has seen all of it."""
     return next(each for each in spots if each.square == spots[-1].square)
-
-
-def _sides(page: Page, mark: Mark) -> list[int]:
-    """The visual tokens in the middle of a mark's left, upper, right and lower side, as covers are written."""
-    across, down = (mark.width - oracle.CELL_WIDTH) / 2, (mark.height - oracle.PATCH) / 2
-    steps = ((-across, 0), (0, -down), (across, 0), (0, down))
-    return [token_square(page, mark._replace(x=mark.x + dx, y=mark.y + dy)) for dx, dy in steps]
 
 
 def tile_count(page: Page) -> int:

@@ -14,7 +14,6 @@ from demo.recipe.loop import Lesson, Stage
 from demo.recipe.model import DemoModel, Shape
 from demo.recipe.muon import optimizers
 from demo.recipe.render.dense import dense_tile
-from demo.recipe.render.weather import weather
 from demo.recipe.scene import Scene
 from demo.recipe.sequence import batch, image_context_id, page_covers
 from demo.recipe.state import load, normalized
@@ -60,8 +59,6 @@ def stage(
 
     def lesson(rng: random.Random, _step: int) -> Iterator[Lesson]:
         scenes = curriculum.scenes(rng, curriculum.MIXED, tiles=TILES, draws=True, most_tiles=most_tiles)
-        for page in (page for scene in scenes for page in scene.pages):
-            weather(page, rng, turns=scenes[0].skill != "boxes")
         data = batch(scenes, pixels=True)
         dense = [dense_tile(rng, smallest_px=SMALLEST_PX, largest_px=LARGEST_PX) for _ in range(DENSE_TILES)]
         tiles, codes, covers, written = labelled([labelled_tile(page, rng) for page in dense])

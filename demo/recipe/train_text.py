@@ -23,7 +23,7 @@ from demo.recipe.vision import VisionModel
 TILES, PARTS = 20, 2
 NOISE, NAMED_SHARE, WANTED_SHARE, LOOKED_SHARE, LINKED_SHARE = 0.25, 0.5, 0.3, 0.5, 0.5
 # How far each kind of name rotates a state.
-SHIFTS = (0, 51, 102, 153, 204, 25, 76, 127, 178, 229, 240, 12)
+SHIFTS = (0, 51, 102, 153, 204, 25, 76, 127, 178, 229, 240, 38, 12)
 FIRST_STEPS = 1000
 MOST_TILES = 13
 

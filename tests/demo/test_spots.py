@@ -58,21 +58,26 @@ def test_characters_of_one_visual_token_are_told_apart_by_their_order():
     assert _spelled(encode(scene).wanted[there, -1]) == "abcde"
 
 
-def test_each_number_of_a_box_is_told_at_the_side_that_it_says():
+def test_each_number_of_a_box_is_read_off_the_corner_that_says_it():
+    """As if it were printed there: its digits name that corner's visual token, one after the other."""
+    corners = 0
     for seed in range(8):
         scene = MAKERS["boxes"](Brush(random.Random(seed), draws=False))
         (page,), turn = scene.pages, scene.turns[0]
-        told = [square for token, square in _told(scene, turn) if token.isdigit()]
-        lengths = [len(str(each)) for each in turn.box]
-        x1, y1, x2, y2 = (told[sum(lengths[:at])] for at in range(4))
-        assert told == [each for each, n in zip((x1, y1, x2, y2), lengths, strict=True) for _ in range(n)]
-        middle = token_square(page, page.runs[turn.shown].marks[0])
-        assert x1 // 8 == x2 // 8 == middle // 8
-        assert y1 % 8 == y2 % 8 == middle % 8
-        # Each square holds its edge, up to the half cell by which covers are rounded.
-        places, slacks = (x1 % 8, y1 // 8, x2 % 8, y2 // 8), (4, 8, 4, 8)
-        for place, side, slack in zip(places, turn.box, slacks, strict=True):
-            assert place * 28 - slack <= side * 224 / 1000 <= place * 28 + 28 + slack
+        names = batch([scene], pixels=False).names[0]
+        orders = encode(Scene(scene.skill, scene.pages, (turn,))).orders
+        digits = [(token, square) for token, square in _told(scene, turn) if token.isdigit()]
+        for number, (column, row) in zip(turn.box, ((0, 1), (2, 1), (2, 3), (0, 3)), strict=True):
+            told, digits = digits[: len(str(number))], digits[len(str(number)) :]
+            (square,) = {square for _, square in told}
+            for place, side in ((square % 8, column), (square // 8, row)):
+                # It holds the corner, up to the half cell by which covers are rounded.
+                assert place * 28 - 8 <= turn.box[side] * 224 / 1000 <= place * 28 + 28 + 8
+            if (names[square, ORDER:] == IGNORED).all():
+                assert _spelled(names[square, :ORDER]) == "".join(token for token, _ in told)
+                corners += 1
+        assert {0, 1, 2} == set(orders[orders >= 0].tolist())
+    assert corners >= 24
 
 
 def test_a_count_is_told_by_the_last_that_is_counted():

@@ -30,7 +30,7 @@ class Mark(NamedTuple):
 
 
 class Tag(NamedTuple):
-    """What a line belongs to: what begins its row, what heads its column, and its number.
+    """What a line belongs to: what begins its row, what heads its column, its number, and which of its row it is.
 
     None where that cannot be known from what stands before it, in the order of visual tokens.
     """
@@ -38,6 +38,7 @@ class Tag(NamedTuple):
     key: str | None = ""
     head: str | None = ""
     number: int | None = 0
+    column: int | None = 0
 
 
 class Run(NamedTuple):
@@ -67,7 +68,7 @@ class Type(NamedTuple):
 class Page:
     """width x height pixels; `image` is None where only the contents are wanted.
 
-    `runs`: every printed line and every shape.
+    `runs`: every printed line and every shape. `corners`: numbers of boxes, each at the corner that says it.
     """
 
     width: int
@@ -76,6 +77,7 @@ class Page:
     draws: bool = True
     marks: list[Mark] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    corners: list[Run] = field(default_factory=list)
     image: Image.Image | None = None
 
     def __post_init__(self) -> None:

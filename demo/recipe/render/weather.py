@@ -29,7 +29,7 @@ def weather(page: Page, rng: random.Random, *, turns: bool = True) -> None:
 
 
 def turn(page: Page, degrees: float) -> None:
-    """Turn a page counter-clockwise about its middle."""
+    """Turn a page counter-clockwise about its middle; what its boxes said is no longer so."""
     assert page.image is not None
     page.image = page.image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=page.background)
     across, up = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -41,6 +41,7 @@ def turn(page: Page, degrees: float) -> None:
 
     page.marks = [turned(mark) for mark in page.marks]
     page.runs = [run._replace(marks=tuple(turned(mark) for mark in run.marks)) for run in page.runs]
+    page.corners = []
 
 
 def noisy(image: Image.Image, rng: random.Random) -> Image.Image:

@@ -31,7 +31,13 @@ _GOODS = """
 """
 WORDS, GOODS = tuple(_WORDS.split()), tuple(_GOODS.split())
 SHOPS = ("Market", "Cafe", "Store", "Bistro", "Deli", "Bakery", "Kiosk", "Shop")
-CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
+_ONSETS = """
+    b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl gr kn pl pr qu sh sk sl sp st str th tr wh
+"""
+_NUCLEI = "a e i o u a e i o u ai ea ee ie oa oo ou"
+_CODAS = "b d g k l m n p r s t x ck ff ft ld ll mp nd ng nk nt pp rd rn rr rt sk sp ss st tch th tt tt"
+ONSETS, NUCLEI, CODAS = tuple(_ONSETS.split()), tuple(_NUCLEI.split()), ("", "", *_CODAS.split())
+LONGEST = 9
 # Every fifth word is for evaluation only.
 HELD_OUT_EVERY = 5
 
@@ -51,15 +57,36 @@ def part(whole: tuple[str, ...], which: Faces) -> tuple[str, ...]:
 
 def word(rng: random.Random, which: Faces) -> str:
     """In lower case, capitals, or capitalized. For training mostly invented; for evaluation from the held-out list."""
-    chosen = rng.choice(words(which)) if which == "held_out" or rng.random() < 0.3 else invented(rng)
+    chosen = rng.choice(words(which)) if which == "held_out" or rng.random() < 0.25 else invented(rng)
     return rng.choice((str.lower, str.upper, str.capitalize))(chosen)
 
 
 def invented(rng: random.Random) -> str:
-    if rng.random() < 0.3:
+    """For training: letters at random, syllables, or a known word changed, which is wrong when said by heart."""
+    kind = rng.random()
+    if kind < 0.25:
         return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 8)))
-    length, first = rng.randint(3, 9), rng.randrange(2)
-    return "".join(rng.choice((CONSONANTS, VOWELS)[(at + first) % 2]) for at in range(length))
+    if kind < 0.65:
+        return changed(rng, rng.choice(words("train")))
+    syllables = ("".join(map(rng.choice, (ONSETS, NUCLEI, CODAS))) for _ in range(rng.randint(1, 3)))
+    return "".join(syllables)[:LONGEST]
+
+
+def changed(rng: random.Random, name: str) -> str:
+    """One or two letters doubled, left out, exchanged for another or for the next; never a held-out word."""
+    letters = list(name)
+    for _ in range(rng.randint(1, 2)):
+        at, change = rng.randrange(len(letters) - 1), rng.randrange(4)
+        if change == 0 and len(letters) < LONGEST:
+            letters.insert(at, letters[at])
+        elif change == 1 and len(letters) > 2:
+            del letters[at]
+        elif change == 2:
+            letters[at : at + 2] = letters[at : at + 2][::-1]
+        else:
+            letters[at] = rng.choice(string.ascii_lowercase)
+    made = "".join(letters)
+    return name if made in WORDS else made
 
 
 def number(rng: random.Random) -> str:

@@ -34,10 +34,10 @@ def bar_charts(brush: Brush) -> Scene:
             page.pen.rectangle((left, top, right, TILE - 28), fill=COLOURS[name])
         middle = (left + right) / 2
         centre = (middle, (top + TILE - 28) / 2, right - left, TILE - 28 - top)
-        from_above = Tag(None, str(value), LARGEST if value == max(values) else None)
+        from_above = Tag(None, str(value), LARGEST if value == max(values) else None, None)
         page.marks.append(Mark(COLOUR_CLASS[name], *centre))
         page.runs.append(Run((name,), (page.marks[-1],), from_above))
-        _centred(page, middle, TILE - 8, label, style, Tag(label, str(value), numbers.get(value, 0)))
+        _centred(page, middle, TILE - 8, label, style, Tag(label, str(value), numbers.get(value, 0), None))
         _centred(page, middle, top - 5, str(value), style, from_above)
     return Scene("bar_charts", (page,), tuple(_turns(brush, labels, names, values)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from demo.recipe import oracle
 from demo.recipe import questions as ask
 from demo.recipe.render.charset import COLOUR_CLASS, COLOURS, SHAPE_CLASS, SHAPES
 from demo.recipe.render.dense import SQUARE, TILE
@@ -100,8 +101,10 @@ def _place(brush: Brush, page: Page, count: int) -> dict[tuple[str, str], tuple[
         marks = tuple(
             Mark(kind, x, y, 2 * radius, 2 * radius) for kind in (COLOUR_CLASS[colour], SHAPE_CLASS[shape])
         )
-        page.marks += marks
+        # What covers a cell is the last that is marked there: its colour, which tells shapes apart wherever they are seen.
+        page.marks += reversed(marks)
         drawn.append(Run((colour, shape), marks, Tag()))
+        page.corners += _corners(page, marks[0])
         placed[colour, shape] = (column, row)
     page.runs += [run._replace(tag=_counted(run, drawn)) for run in drawn]
     return placed
@@ -110,7 +113,17 @@ def _place(brush: Brush, page: Page, count: int) -> dict[tuple[str, str], tuple[
 def _counted(run: Run, drawn: list[Run]) -> Tag:
     """How many shapes there are up to one, in the order of visual tokens: of its kind as the key, of all as the number."""
     seen = [each for each in drawn if _order(each) <= _order(run)]
-    return Tag(str(sum(each.pieces[1] == run.pieces[1] for each in seen)), None, len(seen))
+    return Tag(str(sum(each.pieces[1] == run.pieces[1] for each in seen)), None, len(seen), None)
+
+
+def _corners(page: Page, mark: Mark) -> list[Run]:
+    """A box's four numbers, each as if it were printed in the last half patch before a corner."""
+    across, down = (mark.width - oracle.CELL_WIDTH) / 2, (mark.height - oracle.PATCH) / 2
+    steps = ((-across, -down), (across, -down), (across, down), (-across, down))
+    return [
+        Run(tuple(digits), (mark._replace(x=mark.x + dx, y=mark.y + dy),) * len(digits), Tag())
+        for digits, (dx, dy) in zip(map(str, _thousandths(mark, page)), steps, strict=True)
+    ]
 
 
 def _order(run: Run) -> tuple[float, float]:

@@ -13,6 +13,7 @@ RECEIPT_GRIDS = ((1, 1), (1, 1), (1, 2), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4))
 TABLE_GRIDS = ((1, 1), (1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (4, 3))
 # Type of pages over several tiles: hardly to be read in the thumbnail, which shows it a half to a quarter as large.
 SMALL_PX = (24, 30)
+MOST_LINES = 6
 SIGN_GRIDS = ((1, 1), (2, 1), (3, 1), (2, 2), (3, 2), (4, 2))
 
 
@@ -52,7 +53,7 @@ def _receipt_lines(
     for number, (name, price) in enumerate(lines, 1):
         shown, tag = fitting_size(name + "  " + price, style, right - left), Tag(name, number=number)
         page.text(left, y, name, shown, tag)
-        page.text(right - text_width(price, shown), y, price, shown, tag)
+        page.text(right - text_width(price, shown), y, price, shown, tag._replace(column=1))
         y += pitch
 
 
@@ -88,8 +89,8 @@ def tables(brush: Brush, grid: tuple[int, int] | None = None) -> Scene:
     y = 4 + 0.8 * pitch + rng.uniform(0, max(0.0, page.height - pitch * (count + 1) - 8))
     rows_of_cells = (("name", *heads), *((name, *line) for name, line in zip(names, cells, strict=True)))
     for number, row in enumerate(rows_of_cells):
-        for left, head, cell in zip(lefts, ("", *heads), row, strict=True):
-            page.text(left, y, cell, style, Tag(row[0], head, number))
+        for column, (left, head, cell) in enumerate(zip(lefts, ("", *heads), row, strict=True)):
+            page.text(left, y, cell, style, Tag(row[0], head, number, column))
         y += pitch
     return Scene("tables", (page,), tuple(_table_turns(brush, heads, names, cells)))
 
@@ -116,12 +117,15 @@ def _table_turns(brush: Brush, heads: list[str], names: list[str], cells: list[l
 
 
 def signs(brush: Brush, grid: tuple[int, int] | None = None) -> Scene:
-    """One or two lines of words and numbers in the middle of a coloured board."""
+    """One or two lines of words and numbers in the middle of a coloured board; for training often a board full."""
     rng = brush.rng
     columns, rows = grid or rng.choice(SIGN_GRIDS)
     page, style = _sheet(brush, columns, rows)
-    count = rng.randint(1, 2)
-    lines = [" ".join(_sign_word(brush) for _ in range(rng.randint(1, 2))) for _ in range(count)]
+    pitch = 1.4 * style.size_px
+    is_full = brush.which == "train" and rng.random() < 0.6
+    most = (min(MOST_LINES, int(page.height / pitch)), 1 + columns) if is_full else (2, 2)
+    count = rng.randint(1, most[0])
+    lines = [" ".join(_sign_word(brush) for _ in range(rng.randint(1, most[1]))) for _ in range(count)]
     style = fitting_size(max(lines, key=lambda each: text_width(each, style)), style, page.width - 12)
     pitch = 1.4 * style.size_px
     y = rng.uniform(0, page.height - pitch * count) + 0.75 * pitch
@@ -134,7 +138,9 @@ def signs(brush: Brush, grid: tuple[int, int] | None = None) -> Scene:
             Tag(line, number=number),
         )
         y += pitch
-    return Scene("signs", (page,), (Turn(ask.SIGN, "\n".join(lines)), Turn(ask.LINE.format(1), lines[0])))
+    asked = (0, *rng.sample(range(1, count), min(count - 1, brush.questions // 2))) if is_full else (0,)
+    turns = (Turn(ask.LINE.format(at + 1), lines[at]) for at in asked)
+    return Scene("signs", (page,), (Turn(ask.SIGN, "\n".join(lines)), *turns))
 
 
 def _sign_word(brush: Brush) -> str:
