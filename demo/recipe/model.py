@@ -29,7 +29,7 @@ class Shape:
     vision_layers: int = 4
     vision_heads: int = 3
     text_width: int = 256
-    text_layers: int = 6
+    text_layers: int = 8
     text_heads: int = 4
     text_kv_heads: int = 2
     text_hidden: int = 704

@@ -258,6 +258,13 @@ def test_training_goes_on_from_a_written_checkpoint(tmp_path):
         resume_from(checkpoint, tmp_path)
 
 
+def test_a_checkpoint_of_other_depth_is_not_gone_on_from(tmp_path):
+    """Its last layers would stand where others belong."""
+    convert(DemoModel(Shape(text_layers=3)), tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match=f"3 text layers, not the recipe's {Shape().text_layers}"):
+        resume_from(tmp_path / "checkpoint", tmp_path)
+
+
 def test_a_price_is_named_after_its_row():
     """Every visual token of a price carries the first letters of what it is the price of."""
     scene = MAKERS["receipts"](Brush(random.Random(3), draws=False), grid=(2, 2))

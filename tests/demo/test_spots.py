@@ -63,7 +63,7 @@ def test_each_number_of_a_box_is_read_off_the_corner_that_says_it():
     corners = 0
     for seed in range(8):
         scene = MAKERS["boxes"](Brush(random.Random(seed), draws=False))
-        (page,), turn = scene.pages, scene.turns[0]
+        turn = scene.turns[0]
         names = batch([scene], pixels=False).names[0]
         orders = encode(Scene(scene.skill, scene.pages, (turn,))).orders
         digits = [(token, square) for token, square in _told(scene, turn) if token.isdigit()]
