@@ -18,17 +18,17 @@ from vitrail.batch import to_step
 from vitrail.errors import OptionError, ServerError, VitrailError
 from vitrail.fair import LEVEL_TOKENS
 from vitrail.kv import NOTHING, longest_reusable
-from vitrail.request import Request, answer_limit, check_request
+from vitrail.request import Request, answer_limit, check_request, require_text_room
 from vitrail.schedule import Decode, Prefill, delays, due, next_batch, next_prompt
 from vitrail.sequence import Job, Sequence
 from vitrail.settings import Settings
 from vitrail.splice import PromptEmbeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vitrail.admission import Waiting
-    from vitrail.core import Float, GenerateOptions
+    from vitrail.core import Float, GenerateOptions, Segment
     from vitrail.kv import Keys, Seat
     from vitrail.manifest import TokenizerContract
     from vitrail.sequence import Clock, Sink
@@ -119,6 +119,10 @@ class Decoder:
                 f"n is {options.n}, but there are {self._session.slots} slots; ask for at most so many answers"
             )
         return answer_limit(prompt_tokens, options.max_tokens, capacity=self._session.capacity)
+
+    def require_text_room(self, segments: Iterable[Segment]) -> None:
+        """Raise PromptTooLong for a prompt whose tokens need not be counted: its text is too long for any slot."""
+        require_text_room(segments, context_tokens=self._session.capacity - 1)
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Let a request wait for its slots; `sink` gets its deltas and exactly one final event.

@@ -199,6 +199,7 @@ class Engine:
             options=options,
             cut=self._pictures.cut,
         )
+        self._decoder.require_text_room(prompt.segments)
         ids = self._tokenizer.encode(prompt.segments, vision.tokens_per_tile)
         return replace(prompt, token_ids=tuple(ids.tolist()))
 

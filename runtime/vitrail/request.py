@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitrail.core import GenerateOptions
+from vitrail.core import GenerateOptions, Text
 from vitrail.errors import InvalidInput, PromptTooLong
 from vitrail.splice import check_image_embeds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from vitrail.core import Float, ImageReport, Int32
+    from vitrail.core import Float, ImageReport, Int32, Segment
 
 DEFAULT_MAX_TOKENS = 1024
+# A token of a real text is 3 to 5 bytes long.
+MAX_BYTES_PER_TOKEN = 32
+_MORE_CONTEXT = "or give more context (context_tokens; --context on the command line)"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,8 +68,21 @@ def require_room(subject: str, tokens: int, max_tokens: int | None, *, context_t
         asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
         raise PromptTooLong(
             f"{subject} {tokens} tokens{asked}, but prompt and answer together have room for {context_tokens}; "
-            "shorten the text, lower max_tiles or max_tokens, or give more context "
-            "(context_tokens; --context on the command line)"
+            f"shorten the text, lower max_tiles or max_tokens, {_MORE_CONTEXT}"
+        )
+
+
+def require_text_room(segments: Iterable[Segment], *, context_tokens: int) -> None:
+    """Raise PromptTooLong for a text so long that it exceeds context_tokens whatever its tokens are.
+
+    Asked before they are counted, which takes seconds for megabytes.
+    """
+    size = sum(len(segment.text.encode()) for segment in segments if isinstance(segment, Text))
+    limit = MAX_BYTES_PER_TOKEN * context_tokens
+    if size > limit:
+        raise PromptTooLong(
+            f"the prompt's text has {size} bytes, but prompt and answer together have room for {context_tokens} tokens, "
+            f"at most {limit} bytes; shorten the text, {_MORE_CONTEXT}"
         )
 
 

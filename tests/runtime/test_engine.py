@@ -143,6 +143,13 @@ def test_what_cannot_be_asked_is_refused_at_once_and_before_vision(engine, optio
         engine.stream(ask(), **options)
 
 
+def test_a_text_beyond_any_context_is_refused_before_its_tokens_are_counted(engine):
+    engine._tokenizer = None
+    for ask_it in (engine.prompt, engine.chat):
+        with pytest.raises(PromptTooLong, match=r"text has 5000\d+ bytes, .* 399 tokens, at most 12768 bytes"):
+            ask_it("word " * 1_000_000)
+
+
 def test_answers_of_many_threads_are_their_solo_answers(engine):
     colors = ["red", "yellow", "white", "black", "gray", "pink"]
     options = {"max_tokens": 12, "ignore_eos": True}

@@ -22,7 +22,7 @@ from vitrail.messages import read_messages
 from vitrail.options import MAX_DEADLINE_S, read_options
 from vitrail.pictures import Pictures
 from vitrail.prompt import render
-from vitrail.request import require_room
+from vitrail.request import require_room, require_text_room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -187,6 +187,7 @@ class Connection:
                 f"the pictures make {tiles} tiles, the server takes {contract.max_request_tiles} in one request; "
                 "lower max_tiles or send fewer pictures"
             )
+        require_text_room(prompt.segments, context_tokens=contract.context_tokens)
         if tiles:
             # The decoder would say so too, but after the vision encoder has seen every tile.
             visual_tokens = sum(image.visual_tokens for image in prompt.images)

@@ -9,9 +9,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
-from vitrail.core import Text
 from vitrail.decoder import Decoder, Request
-from vitrail.errors import PromptTooLong
 from vitrail.manifest import Manifest
 from vitrail.metrics import REQUEST_TILES, TILES, Observer
 from vitrail.tokenizer import Tokenizer
@@ -20,8 +18,6 @@ from vitrail.triton.looking import Looking
 from vitrail.triton.outbox import Done, Reply, failing
 from vitrail.triton.question import Question, Tensors, read_abort, read_announcement, read_question
 
-# A token of a real text is 3 to 5 bytes long. Longer texts cannot fit, and counting their tokens takes seconds.
-MAX_BYTES_PER_TOKEN = 32
 
 
 class Answering:
@@ -36,11 +32,9 @@ class Answering:
         *,
         tokenizer: Tokenizer,
         manifest: Manifest,
-        context_tokens: int,
         looking: Looking,
         observer: Observer,
     ) -> None:
-        self._text_limit_bytes = MAX_BYTES_PER_TOKEN * context_tokens
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._manifest = manifest
@@ -91,7 +85,7 @@ class Answering:
             self._observer.add(REQUEST_TILES, len(pictures))
 
     def _request(self, question: Question, reply: Reply, request_id: str, timeout_s: float | None) -> Request:
-        self._check_length(question)
+        self._decoder.require_text_room(question.segments)
         options = question.options
         if options.deadline_s is None and timeout_s is not None:
             options = replace(options, deadline_s=timeout_s)
@@ -106,12 +100,3 @@ class Answering:
             reused_tiles=question.reused_tiles,
             cancelled=reply.cancelled,
         )
-
-    def _check_length(self, question: Question) -> None:
-        texts = (segment.text for segment in question.segments if isinstance(segment, Text))
-        size = sum(len(text.encode()) for text in texts)
-        if size > self._text_limit_bytes:
-            raise PromptTooLong(
-                f"the prompt's text has {size} bytes, which no context of this server holds (at most "
-                f"{self._text_limit_bytes}); shorten it"
-            )

@@ -58,7 +58,6 @@ class TritonPythonModel:
                 self._decoder,
                 tokenizer=tokenizer,
                 manifest=served.manifest,
-                context_tokens=_capacity(served),
                 looking=looking,
                 observer=self._telemetry.observer,
             )

@@ -42,7 +42,6 @@ def answering(artifacts, manifest):
         decoder,
         tokenizer=tokenizer,
         manifest=manifest,
-        context_tokens=2000,
         looking=Looking(decoder, see=lambda tiles, *_: seen(tiles), tiles_per_look=1),
         observer=Unmetered(),
     )

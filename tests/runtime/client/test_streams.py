@@ -160,6 +160,13 @@ def test_pictures_that_leave_no_room_for_the_answer_are_not_sent(kind):
         assert len(server.requests) == 2
 
 
+def test_a_text_beyond_any_context_is_not_sent(kind):
+    with FakeServer() as server, kind(server.url) as client:
+        with pytest.raises(PromptTooLong, match=r"text has \d+ bytes, .* 512 tokens, at most 16384 bytes"):
+            client.chat("word " * 10_000)
+        assert server.requests == []
+
+
 def test_the_longest_deadline_reaches_the_server_as_one_that_it_takes(kind):
     with (
         FakeServer() as server,
