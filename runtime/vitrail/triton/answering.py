@@ -19,7 +19,6 @@ from vitrail.triton.outbox import Done, Reply, failing
 from vitrail.triton.question import Question, Tensors, read_abort, read_announcement, read_question
 
 
-
 class Answering:
     """Accepts requests without waiting for anything. Every reply gets exactly one last event.
 
