@@ -54,14 +54,13 @@ class Admission:
         self._slots = Slots(slots)
         self._early_aborts: OrderedDict[str, float] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
-        self._closed = False
+        self._closed: str | None = None  # why nobody comes in any more
 
     def enter(self, job: Job, prompt: PromptEmbeds) -> None:
         """Let a request wait. Raises Busy, InvalidInput for an id that is in use, ServerError once closed."""
         request = job.request
         with self._changed:
-            if self._closed:
-                raise ServerError("this decoder is closed; start another")
+            self._require_open()
             if request.id in self._jobs:
                 raise InvalidInput(f"request id '{request.id}' is being answered already; give each its own")
             entries = [Waiting(job, index, prompt) for index in range(request.options.n)]
@@ -125,18 +124,27 @@ class Admission:
         """Block until a request is here; False once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._jobs)
-            return not self._closed
+            return self._closed is None
 
-    def close(self) -> None:
-        """Let nobody in from now on."""
+    def require_open(self) -> None:
+        """Raises ServerError once closed."""
         with self._changed:
-            self._closed = True
+            self._require_open()
+
+    def close(self, why: str) -> None:
+        """Let nobody in from now on; `why` is what they are told."""
+        with self._changed:
+            self._closed = why
             self._changed.notify_all()
 
     def counts(self) -> tuple[int, int, int]:
         """Live requests, waiting answers, used slots."""
         with self._changed:
             return len(self._jobs), len(self._waiting), self._slots.used
+
+    def _require_open(self) -> None:
+        if self._closed is not None:
+            raise ServerError(self._closed)
 
     def _take_abort(self, request_id: str, *, pictured: bool) -> bool:
         self._ended.pop(request_id, None)

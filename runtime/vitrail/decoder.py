@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoder", "Request", "Settings", "Statistics"]
 
-FAILED = "the model failed on this request; the server's log tells why"
+FAILED = "the model failed on this request; the log of the process that runs it tells why"
+SHUTTING_DOWN = "the server is shutting down; send the request again later"
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,10 @@ class Decoder:
             )
         return answer_limit(prompt_tokens, options.max_tokens, capacity=self._session.capacity)
 
+    def require_open(self) -> None:
+        """Raise ServerError once closed."""
+        self._admission.require_open()
+
     def require_text_room(self, segments: Iterable[Segment]) -> None:
         """Raise PromptTooLong for a prompt whose tokens need not be counted: its text is too long for any slot."""
         require_text_room(segments, context_tokens=self._session.capacity - 1)
@@ -179,13 +184,13 @@ class Decoder:
         self._thread = threading.Thread(target=self._run, name="vitrail-decoder", daemon=True)
         self._thread.start()
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """End the thread and, with an error, every live request. Returns within timeout_s and a little."""
-        self._admission.close()
+    def close(self, timeout_s: float = 10.0, *, why: str = SHUTTING_DOWN) -> None:
+        """End the thread and, with an error that says why, every live request. Returns within timeout_s and a little."""
+        self._admission.close(why)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
         for job in self._admission.jobs():
-            job.fail(ServerError("the server is shutting down; send the request again later"))
+            job.fail(ServerError(why))
         if self._thread is None or not self._thread.is_alive():
             self._vacate()
 

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from vitrail.session import VisionSession
     from vitrail.tokenizer import Tokenizer
 
+CLOSED = "this engine is closed; load another and ask again"
+
 
 class Engine:
     """Answers questions about pictures, in-process, many at once; safe to call from several threads.
@@ -155,8 +157,10 @@ class Engine:
     def stream(self, messages: Messages, **options: object) -> DeltaStream:
         """The answer as it grows; closing the iterator cancels it.
 
-        Raises InvalidInput (ImageError, OptionError, PromptTooLong) or Busy here, not at the first delta.
+        Raises InvalidInput (ImageError, OptionError, PromptTooLong), Busy, or ServerError once closed, here, not at
+        the first delta.
         """
+        self._decoder.require_open()
         prompt_options, generate_options = read_options(**options)
         began_s = time.monotonic()
         prompt = self._prompt(messages, prompt_options)
@@ -179,7 +183,7 @@ class Engine:
 
     def close(self) -> None:
         """Stop; answers that are being written end in an error."""
-        self._decoder.close()
+        self._decoder.close(why=CLOSED)
 
     def __enter__(self) -> Self:
         return self

@@ -274,7 +274,7 @@ def test_close_ends_the_live_and_the_waiting_with_an_error_and_lets_nobody_in():
     decoder.close()
     assert all(isinstance(sink.events[-1], ServerError) and sink.finals == 1 for sink in sinks)
     assert idle(decoder)
-    with pytest.raises(ServerError, match="closed"):
+    with pytest.raises(ServerError, match="the server is shutting down"):
         decoder.submit(request(5), Sink())
 
 

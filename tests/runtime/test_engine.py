@@ -146,7 +146,9 @@ def test_what_cannot_be_asked_is_refused_at_once_and_before_vision(engine, optio
 def test_a_text_beyond_any_context_is_refused_before_its_tokens_are_counted(engine):
     engine._tokenizer = None
     for ask_it in (engine.prompt, engine.chat):
-        with pytest.raises(PromptTooLong, match=r"text has 5000\d+ bytes, .* 399 tokens, at most 12768 bytes"):
+        with pytest.raises(
+            PromptTooLong, match=r"text has 5000\d+ bytes, .* 399 tokens, at most 12768 bytes"
+        ):
             ask_it("word " * 1_000_000)
 
 
@@ -217,11 +219,16 @@ def test_closing_the_engine_ends_its_streams_with_an_error():
     deltas = engine.stream("Hello", max_tokens=200, ignore_eos=True)
     next(deltas)
     engine.close()
-    with pytest.raises(ServerError, match="shutting down"):
+    with pytest.raises(ServerError, match="this engine is closed; load another"):
         list(deltas)
     assert list(deltas) == []
-    with pytest.raises(ServerError, match="closed"):
-        engine.chat("Hello")
+
+
+def test_a_closed_engine_says_so_before_it_looks_at_a_picture(engine):
+    engine.close()
+    engine._vision = None
+    with pytest.raises(ServerError, match="this engine is closed; load another"):
+        engine.chat(ask())
 
 
 def test_a_completion_is_not_made_of_half_an_answer():
