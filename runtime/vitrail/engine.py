@@ -16,7 +16,7 @@ import numpy as np
 from vitrail.answer import collect
 from vitrail.core import Delta
 from vitrail.decoder import Decoder, Request, Settings
-from vitrail.errors import VitrailError
+from vitrail.errors import OptionError, VitrailError
 from vitrail.features import DEFAULT_LIMIT_BYTES, FeatureCache
 from vitrail.look import Seen, look
 from vitrail.machine import share_threads
@@ -25,8 +25,9 @@ from vitrail.options import read_options
 from vitrail.pictures import Pictures
 from vitrail.plan.check import check_load
 from vitrail.prompt import render
-from vitrail.providers import parse_provider
+from vitrail.providers import as_provider
 from vitrail.session.open import open_decoder, open_vision
+from vitrail.settings import require_whole
 from vitrail.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -97,9 +98,10 @@ class Engine:
     ) -> Self:
         """The engine of an export, with the decoder's `Settings`.
 
-        threads of all sessions together, 0 for every physical core; vision_threads: see share_threads; provider: what computes, such as cuda:0, see `vitrail.providers`; tiles_per_run bounds the vision
-        encoder's memory, feature_cache_bytes what is kept of tiles that it has seen. Raises ArtifactError for a
-        directory that is no whole export, OptionError for a setting, or for a provider that cannot run here.
+        threads of all sessions together, 0 for every physical core; vision_threads: see share_threads; provider: what
+        computes, such as cuda:0, see `vitrail.providers`; tiles_per_run bounds the vision encoder's memory,
+        feature_cache_bytes what is kept of tiles that it has seen. Raises ArtifactError for a directory that is no
+        whole export, OptionError for a setting, or for a provider that cannot run here.
         """
         settings = Settings(
             slots=slots,
@@ -111,9 +113,15 @@ class Engine:
             tpot_slowdown=tpot_slowdown,
             tpot_target_ms=tpot_target_ms,
         )
-        provider = parse_provider(provider) if isinstance(provider, str) else provider
+        require_whole(
+            threads=threads,
+            vision_threads=vision_threads,
+            tiles_per_run=tiles_per_run,
+            feature_cache_bytes=feature_cache_bytes,
+        )
+        provider = as_provider(provider)
         shares = share_threads(provider, threads, vision_threads)
-        path = Path(directory)
+        path = _directory(directory)
         manifest = load_manifest(path, contents=True)
         capacity = settings.capacity(manifest.decoder.context_tokens)
         check_load(
@@ -225,6 +233,16 @@ class Engine:
         with self._vision_lock:
             embeds, known = self._vision.see(tiles)
         return Seen(embeds, int(known.sum()))
+
+
+def _directory(directory: str | Path) -> Path:
+    try:
+        return Path(directory)
+    except TypeError as error:
+        raise OptionError(
+            f"the artifact directory is of type {type(directory).__name__}; give the path of one that "
+            "`vitrail export` wrote"
+        ) from error
 
 
 class DeltaStream(Iterator[Delta]):

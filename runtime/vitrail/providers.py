@@ -94,6 +94,17 @@ class TensorRt:
 Provider: TypeAlias = Cpu | Cuda | TensorRt
 
 
+def as_provider(provider: Provider | str) -> Provider:
+    """A provider, or the one that a text names. Raises OptionError as parse_provider, and for anything else."""
+    if isinstance(provider, Provider):
+        return provider
+    if not isinstance(provider, str):
+        raise OptionError(
+            f"the provider is of type {type(provider).__name__}; give a name such as 'cpu' or 'cuda:0'"
+        )
+    return parse_provider(provider)
+
+
 def parse_provider(text: str) -> Provider:
     """Raises OptionError for an unknown name or option, or a value outside its range."""
     head, *options = text.strip().split(",")

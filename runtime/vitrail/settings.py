@@ -12,6 +12,7 @@ from vitrail.pace import LEAST_SLOWDOWN, Pace
 
 DEFAULT_CONTEXT_TOKENS = 8192
 _WHOLE = ("slots", "context_tokens", "prefill_chunk", "queue_limit")
+_MAY_BE_NONE = ("context_tokens", "tpot_target_ms")
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,17 @@ class Settings:
         }
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
-            _check_kind(name, value)
-            if value is not None and not value >= least:
+            if value is None and name in _MAY_BE_NONE:
+                continue
+            _require_kind(name, value, Integral if name in _WHOLE else Real)
+            if not value >= least:
                 raise OptionError(f"{name} is {value}; it must be at least {least}")
-            if value is not None and not value <= most:
+            if not value <= most:
                 raise OptionError(f"{name} is {value}; it must be at most {most}")
         if self.default_deadline_s == 0:
             raise OptionError("default_deadline_s is 0, which ends every request at once; give more seconds")
+        if not isinstance(self.prefix_cache, bool):
+            raise OptionError(f"prefix_cache is {self.prefix_cache!r}; it must be True or False")
 
     @property
     def pace(self) -> Pace:
@@ -70,7 +75,13 @@ class Settings:
         return min(export_limit, DEFAULT_CONTEXT_TOKENS) if wanted is None else wanted
 
 
-def _check_kind(name: str, value: object) -> None:
-    kind, wanted = (Integral, "an integer") if name in _WHOLE else (Real, "a number")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+def require_whole(**settings: object) -> None:
+    """Raise OptionError, with its name, for one that is no integer."""
+    for name, value in settings.items():
+        _require_kind(name, value, Integral)
+
+
+def _require_kind(name: str, value: object, kind: type[Integral | Real]) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        wanted = "an integer" if kind is Integral else "a number"
         raise OptionError(f"{name} is {value!r}; it must be {wanted}")

@@ -164,6 +164,9 @@ def test_a_request_that_is_being_answered_never_gives_way():
     [
         ({"slots": 0}, "slots is 0; it must be at least 1"),
         ({"slots": "2"}, "slots is '2'; it must be an integer"),
+        ({"slots": None}, "slots is None; it must be an integer"),
+        ({"default_deadline_s": None}, "default_deadline_s is None; it must be a number"),
+        ({"prefix_cache": "no"}, "prefix_cache is 'no'; it must be True or False"),
         ({"context_tokens": 64.0}, r"context_tokens is 64\.0; it must be an integer"),
         ({"tpot_slowdown": True}, "tpot_slowdown is True; it must be a number"),
         ({"prefill_chunk": 0}, "prefill_chunk is 0"),

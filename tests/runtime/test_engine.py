@@ -254,6 +254,33 @@ def test_a_cache_or_a_budget_of_threads_beyond_the_machine_is_refused(exported):
         Engine.load(exported("internvl3-tiny"), threads=10000)
 
 
+@pytest.mark.parametrize("directory", [None, 5, b"artifacts", ["artifacts"]])
+def test_a_directory_that_is_no_path_is_refused(directory):
+    kind = type(directory).__name__
+    with pytest.raises(
+        OptionError, match=f"directory is of type {kind}; give the path of one that `vitrail export`"
+    ):
+        Engine.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"threads": "2"}, "threads is '2'; it must be an integer"),
+        ({"threads": 1.5}, r"threads is 1\.5; it must be an integer"),
+        ({"vision_threads": "1"}, "vision_threads is '1'; it must be an integer"),
+        ({"tiles_per_run": None}, "tiles_per_run is None; it must be an integer"),
+        ({"tiles_per_run": 2.5}, r"tiles_per_run is 2\.5; it must be an integer"),
+        ({"feature_cache_bytes": "1"}, "feature_cache_bytes is '1'; it must be an integer"),
+        ({"provider": None}, "the provider is of type NoneType; give a name such as 'cpu'"),
+        ({"provider": 0}, "the provider is of type int; give a name such as 'cpu'"),
+    ],
+)
+def test_a_setting_of_a_wrong_type_is_refused_before_anything_is_loaded(settings, words):
+    with pytest.raises(OptionError, match=words):
+        Engine.load("no such directory", **settings)
+
+
 def test_every_public_name_is_there_and_in_order():
     assert sorted(vitrail.__all__) == vitrail.__all__ == dir(vitrail)
     assert all(hasattr(vitrail, name) for name in vitrail.__all__)
