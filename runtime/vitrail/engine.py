@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from vitrail.core import Completion, Prompt, PromptOptions, Uint8
     from vitrail.decoder import Statistics
+    from vitrail.machine import Shares
     from vitrail.manifest import Manifest
     from vitrail.messages import Messages
     from vitrail.providers import Provider
@@ -123,7 +124,6 @@ class Engine:
         shares = share_threads(provider, threads, vision_threads)
         path = _directory(directory)
         manifest = load_manifest(path, contents=True)
-        capacity = settings.capacity(manifest.decoder.context_tokens)
         check_load(
             manifest,
             settings,
@@ -132,15 +132,36 @@ class Engine:
             feature_cache_bytes=feature_cache_bytes,
             server=False,
         )
-        tokenizer = load_tokenizer(path, manifest.tokenizer)
-        session = open_decoder(path, manifest, shares.decoder, slots=slots, capacity=capacity)
-        vision = open_vision(path, manifest, shares.vision, tiles_per_run=tiles_per_run)
-        decoder = Decoder(session, tokenizer, manifest.tokenizer, settings)
+        return cls._open(
+            path,
+            manifest,
+            settings,
+            shares,
+            tiles_per_run=tiles_per_run,
+            feature_cache_bytes=feature_cache_bytes,
+        )
+
+    @classmethod
+    def _open(
+        cls,
+        directory: Path,
+        manifest: Manifest,
+        settings: Settings,
+        shares: Shares,
+        *,
+        tiles_per_run: int,
+        feature_cache_bytes: int,
+    ) -> Self:
+        """What was found to fit, loaded."""
+        tokenizer = load_tokenizer(directory, manifest.tokenizer)
+        capacity = settings.capacity(manifest.decoder.context_tokens)
+        session = open_decoder(directory, manifest, shares.decoder, slots=settings.slots, capacity=capacity)
+        vision = open_vision(directory, manifest, shares.vision, tiles_per_run=tiles_per_run)
         return cls(
             manifest=manifest,
             tokenizer=tokenizer,
             vision=vision,
-            decoder=decoder,
+            decoder=Decoder(session, tokenizer, manifest.tokenizer, settings),
             tiles_per_look=tiles_per_run,
             feature_cache_bytes=feature_cache_bytes,
         )
