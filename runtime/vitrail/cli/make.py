@@ -18,6 +18,8 @@ from vitrail.manifest import Manifest, Parity, Precision, VisionPrecision
 from vitrail.providers import parse_provider
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vitrail_export.options import ExportOptions
 
 
@@ -144,7 +146,6 @@ def export(
     ] = True,
 ) -> None:
     """Turn a checkpoint into ONNX artifacts with their manifest, and check them."""
-    from vitrail_export.exporter import export_checkpoint  # noqa: PLC0415
     from vitrail_export.options import ExportOptions, read_sensitive  # noqa: PLC0415
 
     options = ExportOptions(
@@ -160,31 +161,45 @@ def export(
         embeddings=None if embeddings is None else embeddings.value,
     )
     _refuse_unused(options)
+    manifest = _write(checkpoint, out, options, write_manifest=not check)
+    if check:
+        _check(manifest, out, checkpoint)
+    for line in (*_hints(options), *_next(manifest, out, checkpoint, checked=check)):
+        stderr.print(line)
+
+
+def _write(checkpoint: str, out: Path, options: ExportOptions, *, write_manifest: bool) -> Manifest:
+    """The artifacts, with a bar while they are written."""
+    from vitrail_export.exporter import export_checkpoint  # noqa: PLC0415
+
     started = time.monotonic()
     with byte_progress() as progress:
         manifest = export_checkpoint(
-            checkpoint, out, options=options, progress=progress, write_manifest=not check
+            checkpoint, out, options=options, progress=progress, write_manifest=write_manifest
         )
     stderr.print(f"wrote {out}: {_size_text(manifest)} in {time.monotonic() - started:.0f} s")
-    if check:
-        from vitrail_export.verify import check as check_artifacts  # noqa: PLC0415
+    return manifest
 
-        with stderr.status("checking") as status:
-            found = check_artifacts(
-                out,
-                checkpoint,
-                manifest=manifest,
-                report=lambda stage: status.update(f"checking {stage}"),
-            )
-        for line in _parity_lines(found) or ["every stage is finite; install torch to compare with it"]:
-            stderr.print(line)
-    for line in _hints(options):
+
+def _check(manifest: Manifest, out: Path, checkpoint: str) -> None:
+    """Run the artifacts, and tell how they compare. Raises ExportError."""
+    from vitrail_export.verify import check  # noqa: PLC0415
+
+    with stderr.status("checking") as status:
+        found = check(
+            out, checkpoint, manifest=manifest, report=lambda stage: status.update(f"checking {stage}")
+        )
+    for line in _parity_lines(found) or ["every stage is finite; install torch to compare with it"]:
         stderr.print(line)
+
+
+def _next(manifest: Manifest, out: Path, checkpoint: str, *, checked: bool) -> Iterator[str]:
+    """What to do with the artifacts."""
     gpu = " --target cuda" if "bfloat16" in (manifest.vision.dtype, manifest.decoder.dtype) else ""
-    if check and gpu:
+    if checked and gpu:
         told = f"vitrail verify {shlex.quote(str(out))} --against {shlex.quote(checkpoint)} --provider cuda"
-        stderr.print(f"bf16 was emulated, since CPUs have no kernels for it; on the GPU: {told}")
-    stderr.print(f"next: vitrail serve {shlex.quote(str(out))}{gpu}")
+        yield f"bf16 was emulated, since CPUs have no kernels for it; on the GPU: {told}"
+    yield f"next: vitrail serve {shlex.quote(str(out))}{gpu}"
 
 
 def _refuse_unused(options: ExportOptions) -> None:
