@@ -53,6 +53,8 @@ WHOLE = (
 def main() -> None:
     arguments = _parser().parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.device != "cpu":  # where every tensor is then made
+        torch.set_default_device(arguments.device)
     torch.manual_seed(0)
     together.join()
     arguments.run(arguments)
@@ -135,6 +137,16 @@ def _hours(text: str) -> float:
     return hours
 
 
+def _device(name: str) -> str:
+    if name not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"'{name}' is neither cpu nor cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(
+            f"torch {torch.__version__} finds no CUDA device here; train on the cpu"
+        )
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m demo.recipe", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -149,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     part.set_defaults(run=train_part)
     for each in (whole, part):
         each.add_argument("--hours", type=_hours, default=6.0, help="of wall-clock")
+        each.add_argument("--device", type=_device, default="cpu", help="cpu or cuda")
     resuming = commands.add_parser("resume", help="begin from a written checkpoint, where the state is lost")
     resuming.add_argument("--from", type=Path, default=CHECKPOINT, dest="checkpoint")
     resuming.set_defaults(run=start_from_checkpoint)
@@ -162,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     picturing.add_argument("--seed", type=int, default=40)
     picturing.add_argument("--out", type=Path, default=PICTURE)
     picturing.set_defaults(run=draw_picture)
+    parser.set_defaults(device="cpu")
     for each in (whole, part, resuming, converting, drawing, picturing):
         each.add_argument("--directory", type=Path, default=TRAINING, help="where the training state is kept")
         each.add_argument("--threads", type=int, default=1)

@@ -17,8 +17,9 @@ from demo.recipe.attend import attend
 from demo.recipe.vision import VisionModel
 
 ROPE_THETA = 10000.0
-# The watched layer and those behind it.
+# The watched layer and those behind it; and with the linking one before it.
 AFTER_WATCHED = 2
+AFTER_LINKING = AFTER_WATCHED + 1
 
 
 @dataclass(frozen=True, slots=True)

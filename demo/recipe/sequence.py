@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from demo.recipe import oracle
@@ -31,6 +30,7 @@ from demo.recipe.spots import (
     tile_count,
     token_square,
 )
+from demo.recipe.state import on_device
 from demo.recipe.tokenizer import CONTRACT, runtime_tokenizer
 from vitrail.core import Control, Segment, Text
 from vitrail.prompt import template_segments, turn_segments
@@ -150,18 +150,16 @@ def batch(scenes: list[Scene], *, pixels: bool) -> Batch:
     encoded = [encode(scene) for scene in scenes]
     length = max(len(parts.ids) for parts in encoded)
     rows = [
-        torch.from_numpy(np.stack([_filled(part, length, fill) for part in parts]))
+        on_device(np.stack([_filled(part, length, fill) for part in parts]))
         for parts, fill in zip(zip(*encoded, strict=True), FILLS, strict=True)
     ]
     ids, targets, looks, orders, wanted, links = rows
     pages = [page for scene in scenes for page in scene.pages]
     codes, covers = (np.concatenate([of(page) for page in pages]) for of in (page_codes, page_covers))
-    written = torch.from_numpy(oracle.written(codes, covers))
-    pictures = torch.from_numpy(np.concatenate([page_tiles(page) for page in pages])) if pixels else written
-    names = torch.from_numpy(np.concatenate([page_names(page) for page in pages]))
-    return Batch(
-        ids, targets, pictures, torch.from_numpy(codes), written, names, looks, orders, wanted, links
-    )
+    written = on_device(oracle.written(codes, covers))
+    pictures = on_device(np.concatenate([page_tiles(page) for page in pages])) if pixels else written
+    names = on_device(np.concatenate([page_names(page) for page in pages]))
+    return Batch(ids, targets, pictures, on_device(codes), written, names, looks, orders, wanted, links)
 
 
 # What the ends of shorter sequences are filled with, for each part of `Encoded`.

@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -22,7 +24,9 @@ def save(path: Path, **parts: Any) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return torch.load(path, map_location=torch.get_default_device(), weights_only=True)
 
 
 def parts_of(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
@@ -46,7 +50,12 @@ class Log:
         print(line, flush=True)  # noqa: T201
 
 
-def normalized(tiles: torch.Tensor) -> torch.Tensor:
+def on_device(array: npt.NDArray[np.generic]) -> Tensor:
+    """As a tensor where the models are."""
+    return torch.from_numpy(array).to(torch.get_default_device())
+
+
+def normalized(tiles: Tensor) -> Tensor:
     """uint8 [n, 3, S, S] -> float32, as the vision tower wants it."""
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (MEAN, STD))
     return (tiles.float() / 255 - mean) / std

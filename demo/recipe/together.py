@@ -1,7 +1,7 @@
 """Several processes that learn as one: `python -m torch.distributed.run --nproc-per-node N -m demo.recipe train ...`.
 
 On a shared machine a process of one thread for each core gets more done than one process whose threads wait for each
-other.
+other. Beside a GPU several processes draw pictures for it at once.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ def shared(inputs: Sequence[Tensor], work: Callable[[Tensor], Tensor]) -> list[T
     if not distributed.is_initialized():
         return [work(each) for each in inputs]
     done = [work(each) if at % SIZE == RANK else torch.zeros_like(each) for at, each in enumerate(inputs)]
-    flat = torch.cat([each.flatten() for each in done])
-    distributed.all_reduce(flat)
+    flat = _sum(torch.cat([each.flatten() for each in done]))
     parts = flat.split([each.numel() for each in inputs])
     return [part.view_as(each) for part, each in zip(parts, inputs, strict=True)]
 
@@ -38,10 +37,16 @@ def mean(parameters: list[Tensor], figures: list[float]) -> list[float]:
         return figures
     learned = [each for each in parameters if each.requires_grad]
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in learned]
-    flat = torch.cat([*(each.flatten() for each in gradients), torch.tensor(figures)])
-    distributed.all_reduce(flat)
+    flat = _sum(torch.cat([*(each.flatten() for each in gradients), torch.tensor(figures)]))
     flat /= distributed.get_world_size()
     parts = flat.split([each.numel() for each in learned] + [len(figures)])
     for each, part in zip(learned, parts, strict=False):
         each.grad = part.view_as(each)
     return [float(each) for each in parts[-1]]
+
+
+def _sum(flat: Tensor) -> Tensor:
+    """Over all processes, which may share a GPU: by way of the host."""
+    on_host = flat.cpu()
+    distributed.all_reduce(on_host)
+    return on_host.to(flat.device)

@@ -16,7 +16,7 @@ from demo.recipe.muon import optimizers
 from demo.recipe.render.dense import dense_tile
 from demo.recipe.scene import Scene
 from demo.recipe.sequence import batch, image_context_id, page_covers
-from demo.recipe.state import load, normalized
+from demo.recipe.state import load, normalized, on_device
 from demo.recipe.train_text import answer_loss
 from demo.recipe.train_vision import (
     LARGEST_PX,
@@ -83,4 +83,4 @@ def stage(
 
 def _covers(scenes: list[Scene]) -> Tensor:
     pages = [page for scene in scenes for page in scene.pages]
-    return torch.cat([torch.from_numpy(page_covers(page)) for page in pages])
+    return torch.cat([on_device(page_covers(page)) for page in pages])

@@ -22,7 +22,7 @@ from demo.recipe.render.weather import weather
 from demo.recipe.scene import Brush
 from demo.recipe.scenes import MAKERS
 from demo.recipe.sequence import page_codes, page_covers, page_tiles
-from demo.recipe.state import normalized
+from demo.recipe.state import normalized, on_device
 from demo.recipe.vision import VisionModel
 
 DENSE, SCENES = 11, 5
@@ -65,7 +65,7 @@ def labelled_tile(page: Page, rng: random.Random) -> Labelled:
 
 def labelled(tiles: list[Labelled]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Tiles uint8 [n, 3, 224, 224], shares of centres [n, 256, 192], classes of cover [n, 256, 2], what to write."""
-    pixels, codes, covers, written = (torch.from_numpy(np.stack(each)) for each in zip(*tiles, strict=True))
+    pixels, codes, covers, written = (on_device(np.stack(each)) for each in zip(*tiles, strict=True))
     return pixels, codes, covers, written
 
 

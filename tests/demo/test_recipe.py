@@ -296,6 +296,17 @@ def test_a_pause_is_not_counted_as_learning(tmp_path, monkeypatch):
     assert torch.load(tmp_path / "text.pt", weights_only=True)["step"] >= 5
 
 
+@pytest.mark.parametrize(
+    ("device", "told"), [("cuda", "no CUDA device here"), ("tpu", "neither cpu nor cuda")]
+)
+def test_a_device_that_is_not_there_is_refused(device, told, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["recipe", "train", "text", "--device", device])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("hours", ["-1", "0", "nan", "long"])
 def test_no_time_to_train_is_refused(hours, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["recipe", "train", "text", "--hours", hours])
