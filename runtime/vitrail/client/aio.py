@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from vitrail.answer import collect
 from vitrail.client.connection import ABORT_TIMEOUT_S, Connection, check_question
@@ -18,7 +17,7 @@ from vitrail.client.shm import UNREGISTER_PAUSES_S, Region, unregister_request
 from vitrail.errors import Cancelled, InvalidInput, VitrailError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from typing_extensions import Self
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 class AsyncClient(Connection):
     """Asks a vitrail server from one event loop. Same `prompt`, `chat` and `stream` as `Client`.
 
-    Pictures are cut in a thread, so the loop stays free.
+    Pictures are cut, and their tiles copied, in a thread, so the loop stays free.
     """
 
     async def info(self) -> Contract:
@@ -95,8 +94,9 @@ class AsyncClient(Connection):
 
     async def _attempt(self, exchange: Exchange) -> AsyncGenerator[Delta, None]:
         async with self._shared(exchange):
+            requests = await asyncio.to_thread(exchange.next_requests)
             try:
-                call = self._send(exchange)
+                call = self._send(exchange, requests)
                 while not exchange.done:
                     delta = exchange.receive(await _next(call, timeout_s=exchange.wait_s))
                     if delta is not None:
@@ -112,9 +112,8 @@ class AsyncClient(Connection):
             finally:
                 await self._settle(exchange)
 
-    def _send(self, exchange: Exchange) -> Any:
+    def _send(self, exchange: Exchange, requests: Sequence[bytes]) -> Any:
         self.require_open()
-        requests = exchange.next_requests()
         call = self._stub.ModelStreamInfer(
             iter(requests), timeout=exchange.remaining_s, metadata=self.metadata
         )
@@ -146,6 +145,7 @@ class AsyncClient(Connection):
             yield
             return
         with Region(exchange.tiles) as region:
+            await asyncio.to_thread(region.fill)
             await self._unary("SystemSharedMemoryRegister", region.register_request())
             exchange.region = region
             try:
@@ -185,7 +185,7 @@ class AsyncClient(Connection):
 
     @cached_property
     def _stub(self) -> Any:
-        return GRPCInferenceServiceStub(self._channel)
+        return self.open_stub(self._channel)
 
 
 async def _next(call: Any, *, timeout_s: float) -> Any:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from vitrail.client.exchange import Exchange
 from vitrail.client.failure import Backoff, error_from_rpc, is_unreachable
@@ -34,6 +36,7 @@ Route: TypeAlias = Literal["auto", "ensemble", "direct"]
 DEFAULT_PORT = 8001
 ABORT_TIMEOUT_S = 2.0
 _MESSAGE_LIMIT_BYTES = 64 << 20
+_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 _HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
 # Triton reads a `traceparent` up to the next zero byte, past its end (so did OpenTelemetry's own example: its pull
 # request 3304). A header after it begins with one; what else may follow made 3 of 100 requests lose their trace.
@@ -63,7 +66,7 @@ class Connection:
     url: `host:port` of the server's gRPC port (`localhost`, `grpc://host:8001`; `grpcs://…` for TLS; `unix:/path`).
     route: "ensemble" runs pictures through the Triton ensemble `internvl`, "direct" lets the decoder call the vision
     models itself (a cancel then also stops work without a second message); "auto" is the ensemble, unless it takes
-    fewer tiles. Text alone always goes to the decoder.
+    fewer tiles or the decoder would hand them on in parts. Text alone always goes to the decoder.
     connect_timeout_s bounds the first answer of the server; idle_timeout_s the silence within an answer that has
     begun; deadline_s a whole request (waiting in the server's queue included) that brings no `deadline_s` of its own.
     retries: how often a request is sent again after "busy" or "unreachable", before its first token only.
@@ -133,6 +136,14 @@ class Connection:
         tls = self.tls if isinstance(self.tls, TLS) else TLS()
         return module.secure_channel(self.target, tls.credentials(), options=self.channel_options)
 
+    def open_stub(self, channel: Any) -> Any:
+        """Triton's methods; requests to ModelStreamInfer are serialized already (see Exchange)."""
+        stub = GRPCInferenceServiceStub(channel)
+        stub.ModelStreamInfer = channel.stream_stream(
+            _STREAM, response_deserializer=pb.ModelStreamInferResponse.FromString
+        )
+        return stub
+
     def backoff(self) -> Backoff:
         return Backoff(retries=self.retries)
 
@@ -165,10 +176,12 @@ class Connection:
         return prompt, generate_options
 
     def _model(self, contract: Contract, tiles: int) -> str:
-        """Who is asked. The decoder splits more tiles than the ensemble takes at once."""
+        """Who is asked. The decoder splits more tiles than the ensemble takes at once, or than need be on their way."""
         if not tiles or self.route == "direct":
             return DECODER
-        if contract.ensemble_tiles is None or tiles <= contract.ensemble_tiles:
+        if self.route == "auto" and _exceeds(tiles, contract.look_tiles):
+            return DECODER
+        if not _exceeds(tiles, contract.ensemble_tiles):
             return ENSEMBLE
         if self.route == "ensemble":
             raise InvalidInput(
@@ -275,3 +288,7 @@ def _read_pem(path: str | Path | None) -> bytes | None:
     if b"-----BEGIN " not in content:
         raise OptionError(f"the TLS file '{path}' is no PEM file (it has no -----BEGIN); give one that is")
     return content
+
+
+def _exceeds(tiles: int, limit: int | None) -> bool:
+    return limit is not None and tiles > limit

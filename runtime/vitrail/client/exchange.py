@@ -8,6 +8,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from vitrail.client.wire import (
@@ -70,15 +71,15 @@ class Exchange:
         """Seconds to wait for the next message. Before the first the request may be queued: no idle limit then."""
         return min(self.idle_timeout_s, self.remaining_s) if self.answering else self.remaining_s
 
-    def next_requests(self) -> tuple[pb.ModelInferRequest, ...]:
+    def next_requests(self) -> tuple[bytes, ...]:
         """What the next try sends: the request and, where it is wanted, word of it to the decoder, which has no answer.
 
-        In this order, so that the request does not wait for it: vision takes longer than a word.
+        In this order, so that the request does not wait for it: vision takes longer than a word. Copies the tiles.
         """
         request = self._next_request()
         return (request, announcement(self.request_id)) if self.announces else (request,)
 
-    def _next_request(self) -> pb.ModelInferRequest:
+    def _next_request(self) -> bytes:
         self.request_id, self.done = uuid.uuid4().hex, False
         # Rounding must not take it beyond what was asked: a week is the limit here and there.
         deadline_s = min(max(self.remaining_s - DEADLINE_MARGIN_S, 0.001), self.deadline_s)
@@ -87,9 +88,7 @@ class Exchange:
         request.parameters[TIMEOUT].int64_param = int(deadline_s * 1e6)
         add_bytes(request, PROMPT, self.prompt_json)
         add_bytes(request, OPTIONS, options_to_json(options))
-        if len(self.tiles):
-            add_tiles(request, self.tiles, region=self.region)
-        return request
+        return with_tiles(request, self.tiles, region=self.region)
 
     def receive(self, message: pb.ModelStreamInferResponse | None) -> Delta | None:
         """What a message adds to the answer; None is the end of the stream. Raises what the server reports."""
@@ -128,18 +127,18 @@ class Exchange:
         )
 
 
-def abort_request(request_id: str) -> pb.ModelInferRequest:
+def abort_request(request_id: str) -> bytes:
     """Tells the decoder to stop `request_id`, whichever way that reached it."""
     request = _request(DECODER, uuid.uuid4().hex)
     add_bytes(request, ABORT, request_id)
-    return request
+    return bytes(request.SerializeToString())
 
 
-def announcement(request_id: str) -> pb.ModelInferRequest:
+def announcement(request_id: str) -> bytes:
     """Tells the decoder that `request_id` has set out: from now on its deadline counts."""
     request = pb.ModelInferRequest(model_name=DECODER, id=uuid.uuid4().hex)
     add_bytes(request, ANNOUNCE, request_id)
-    return request
+    return bytes(request.SerializeToString())
 
 
 def config_request() -> pb.ModelConfigRequest:
@@ -163,14 +162,21 @@ def add_bytes(request: pb.ModelInferRequest, name: str, value: str) -> None:
     request.raw_input_contents.append(encode_bytes(value))
 
 
-def add_tiles(request: pb.ModelInferRequest, tiles: Uint8, *, region: Region | None) -> None:
-    """A UINT8 [n, 3, S, S] input, in the message or in a registered shared memory region."""
+def with_tiles(request: pb.ModelInferRequest, tiles: Uint8, *, region: Region | None) -> bytes:
+    """A request as it is sent, with a last input UINT8 [n, 3, S, S] where there are tiles: in the message, or in a
+    registered shared memory region.
+
+    They are copied once: protobuf would do so three times, which takes longer than to cut a picture.
+    """
+    if not len(tiles):
+        return bytes(request.SerializeToString())
     tensor = request.inputs.add(name=TILES, datatype="UINT8", shape=tiles.shape)
     if region is None:
-        request.raw_input_contents.append(tiles.tobytes())
-        return
+        pixels = np.ascontiguousarray(tiles).data
+        return b"".join([request.SerializeToString(), _RAW_INPUT, _varint(tiles.nbytes), pixels])
     tensor.parameters["shared_memory_region"].string_param = region.name
     tensor.parameters["shared_memory_byte_size"].int64_param = tiles.nbytes
+    return bytes(request.SerializeToString())
 
 
 def read_bytes(response: pb.ModelInferResponse, name: str) -> bytes | None:
@@ -191,6 +197,16 @@ def encode_bytes(text: str) -> bytes:
     """One element of a BYTES tensor: its length as four bytes, little-endian, then UTF-8."""
     data = text.encode()
     return struct.pack("<I", len(data)) + data
+
+
+def _varint(number: int) -> bytes:
+    """protobuf's form of a number: seven bits a byte, the lowest first, with the eighth set where more follow."""
+    *groups, last = (number >> shift & 0x7F for shift in range(0, max(number.bit_length(), 1), 7))
+    return bytes([*(group | 0x80 for group in groups), last])
+
+
+# What stands before each of a message's raw inputs, and its length: the field's number, and that bytes follow.
+_RAW_INPUT = _varint(pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | 2)
 
 
 def _request(model: str, request_id: str) -> pb.ModelInferRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from multiprocessing import shared_memory
 from typing import TYPE_CHECKING
@@ -24,7 +25,8 @@ _DIRECTORY = "/dev/shm"  # noqa: S108 (where POSIX shared memory lives on Linux)
 
 
 class Region:
-    """A copy of `tiles` in system shared memory, gone when the context ends (or the process, however it ends).
+    """System shared memory for `tiles`, gone when the context ends (or the process, however it ends). Another thread may
+    fill it; the end of the context waits for that.
 
     Raises InvalidInput where the memory does not fit: writing there would kill the process with SIGBUS.
     """
@@ -33,14 +35,24 @@ class Region:
         _require_space(tiles.nbytes)
         self.name = f"vitrail-tiles-{uuid.uuid4().hex}"
         self.size_bytes = tiles.nbytes
+        self._tiles: Uint8 | None = tiles
+        self._filling = threading.Lock()
         self._memory = shared_memory.SharedMemory(self.name, create=True, size=tiles.nbytes)
-        np.ndarray(tiles.shape, tiles.dtype, buffer=self._memory.buf)[:] = tiles
+
+    def fill(self) -> None:
+        """Copy the tiles there, unless the context has ended."""
+        with self._filling:
+            tiles = self._tiles
+            if tiles is not None:
+                np.ndarray(tiles.shape, tiles.dtype, buffer=self._memory.buf)[:] = tiles
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._memory.close()
+        with self._filling:
+            self._tiles = None
+            self._memory.close()
         self._memory.unlink()
 
     def register_request(self) -> pb.SystemSharedMemoryRegisterRequest:

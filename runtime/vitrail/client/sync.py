@@ -11,7 +11,6 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from vitrail.answer import collect
 from vitrail.client.connection import ABORT_TIMEOUT_S, Connection, check_question
@@ -139,6 +138,7 @@ class Client(Connection):
             yield
             return
         with Region(exchange.tiles) as region:
+            region.fill()
             self._unary("SystemSharedMemoryRegister", region.register_request())
             exchange.region = region
             try:
@@ -173,7 +173,7 @@ class Client(Connection):
 
     @cached_property
     def _opened_stub(self) -> Any:
-        return GRPCInferenceServiceStub(self._channel)
+        return self.open_stub(self._channel)
 
 
 class _Inbox:

@@ -59,11 +59,10 @@ def test_a_request_with_pictures_announces_itself_where_the_server_wants_that():
     wants = contract_from_json(CONTRACT).model_copy(update={"announces": True})
 
     def sent(contract, messages, **settings):
-        client = Client("localhost", **settings)
-        return [inputs(request) for request in client.new_exchange(contract, messages, {}).next_requests()]
+        exchange = Client("localhost", **settings).new_exchange(contract, messages, {})
+        return [pb.ModelInferRequest.FromString(request) for request in exchange.next_requests()]
 
-    exchange = Client("localhost").new_exchange(wants, SHOWN, {})
-    request, word = exchange.next_requests()
+    request, word = sent(wants, SHOWN)
     assert inputs(word) == {"announce": request.id}
     assert (request.model_name, word.model_name) == ("internvl", "decoder")
     assert "triton_enable_empty_final_response" not in word.parameters, "it would have an answer"
