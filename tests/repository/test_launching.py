@@ -19,8 +19,8 @@ from vitrail.triton.server import Server
 from vitrail.triton.workspace import Workspace, sweep
 
 
-def flags(options):
-    words = command(
+def words_of(options):
+    return command(
         options,
         binary=Path("tritonserver"),
         backends=(),
@@ -28,7 +28,10 @@ def flags(options):
         region_prefix="r",
         admin_key="k",
     )
-    return dict(word.split("=", 1) for word in words[1:] if "=" in word)
+
+
+def flags(options):
+    return dict(word.split("=", 1) for word in words_of(options)[1:] if "=" in word)
 
 
 def test_everything_listens_on_the_loopback_address_unless_told_otherwise():
@@ -54,6 +57,27 @@ def test_every_address_is_reached_over_the_loopback_one():
         "localhost": "localhost:8001",
         "10.0.0.1": "10.0.0.1:8001",
     }
+
+
+@pytest.mark.parametrize(
+    ("argument", "cure"),
+    [
+        ("--grpc-port=5", "give --grpc-port of `vitrail serve` instead"),
+        ("--http-address", "give --host of `vitrail serve` instead"),
+        ("--log-file=/tmp/log", "give --log of `vitrail serve` instead"),
+        ("--model-repository=models", "give the directory of artifacts of `vitrail serve` instead"),
+        ("--model-control-mode=poll", "leave it out"),
+    ],
+)
+def test_an_argument_of_triton_s_that_vitrail_gives_is_refused_with_vitrail_s_own(argument, cure):
+    name = argument.partition("=")[0]
+    with pytest.raises(OptionError, match=f"--triton-arg {argument}: vitrail sets .* {name} itself; {cure}"):
+        ServerOptions(extra_args=("--log-verbose=1", argument))
+
+
+def test_other_arguments_of_triton_s_come_last():
+    given = ("--log-verbose=1", "--trace-config=opentelemetry,bsp_schedule_delay=200")
+    assert tuple(words_of(ServerOptions(extra_args=given))[-2:]) == given
 
 
 def test_with_tls_http_and_metrics_which_have_none_stay_at_home():

@@ -17,6 +17,22 @@ from vitrail.triton.tracing import collector_url
 _RESTRICTED = ("model-repository", "logging", "trace")
 # gRPC metadata that carries the admin key; over HTTP the header is the bare _ADMIN.
 _ADMIN = "vitrail-admin"
+# tritonserver's options that are vitrail's to give, and what of `vitrail serve` takes their place. Said a second time, they
+# would win over vitrail's own, which then looks for the server, its log or its models in another place.
+_OWN: dict[str, str | None] = {
+    "grpc-port": "--grpc-port",
+    "http-port": "--http-port",
+    "metrics-port": "--metrics-port",
+    **dict.fromkeys(("grpc-address", "http-address", "metrics-address"), "--host"),
+    "grpc-use-ssl": "--tls-cert and --tls-key",
+    "grpc-server-cert": "--tls-cert",
+    "grpc-server-key": "--tls-key",
+    "log-file": "--log",
+    "exit-on-error": "--keep-going",
+    "model-repository": "the directory of artifacts",
+    "model-store": "the directory of artifacts",
+    **dict.fromkeys(("model-control-mode", "load-model", "disable-auto-complete-config", "log-format"), None),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +52,7 @@ class ServerOptions:
     beside Triton's. otel: URL of a collector (OTLP over HTTP) for traces of
     every `otel_rate`-th request. watchdog_s: without any progress for so long, a process counts as dead; 0 for
     never. keep_going: a model that cannot be loaded leaves the others serving, as long as the decoder does; else it ends
-    the server. extra_args go to tritonserver as they are.
+    the server. extra_args go to tritonserver as they are; none may be one that is set here.
     """
 
     host: str = "127.0.0.1"
@@ -65,6 +81,8 @@ class ServerOptions:
             )
         if not self.watchdog_s >= 0:
             raise OptionError(f"watchdog_s is {self.watchdog_s}; give 0 (off) or more seconds")
+        for argument in self.extra_args:
+            _refuse_own(argument)
 
     @property
     def is_local(self) -> bool:
@@ -93,6 +111,13 @@ class ServerOptions:
         """Protocols that need the admin key."""
         allowed = self.is_local if self.shared_memory is None else self.shared_memory
         return _RESTRICTED if allowed else (*_RESTRICTED, "shared-memory")
+
+
+def _refuse_own(argument: str) -> None:
+    name = argument.partition("=")[0].removeprefix("--")
+    if name in _OWN:
+        cure = f"give {_OWN[name]} of `vitrail serve` instead" if _OWN[name] else "leave it out"
+        raise OptionError(f"--triton-arg {argument}: vitrail sets tritonserver's --{name} itself; {cure}")
 
 
 def _reachable(host: str) -> str:
