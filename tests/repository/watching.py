@@ -5,7 +5,7 @@ import urllib.request
 
 from tests.repository.raw import ask, text
 
-from vitrail.metrics import ERRORS
+from vitrail.metrics import ANSWERS, AT_VISION, ERRORS, LIVE
 from vitrail.triton.processes import wait_until
 
 LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>.*?)\})? (?P<value>\S+)$", re.MULTILINE)
@@ -38,6 +38,23 @@ class Scrape:
 def waiting(server, model):
     """Requests in the queue of a model."""
     return Scrape(server).value("nv_inference_pending_request_count", f'model="{model}"')
+
+
+def cut_off(scrape):
+    """How many answers were cancelled or late."""
+    return sum(scrape(ANSWERS, f'="{reason}"') for reason in ("cancelled", "deadline"))
+
+
+def idle(server):
+    """The metrics port when every request has ended and nothing is left to be published of it."""
+    found = []
+
+    def is_idle():
+        found.append(settled(server))
+        return found[-1](LIVE) + found[-1](AT_VISION) == 0
+
+    assert wait_until(is_idle, within_s=60)
+    return found[-1]
 
 
 def settled(server):
