@@ -16,11 +16,11 @@ from vitrail.errors import OptionError
 from vitrail.manifest import FILENAME, load_manifest
 from vitrail.plan.check import memory_limit_bytes, open_driver
 from vitrail.plan.memory import KINDS, Plan, plan_memory
-from vitrail.plan.model import Load, Model, check_arithmetic, model_of
+from vitrail.plan.model import Load, Model, model_of
 from vitrail.plan.propose import TILE_LIMITS, Proposal, propose, smallest
 from vitrail.plan.size import parse_size, show_size
 from vitrail.providers import Cpu, Cuda, OpenVino, TensorRt, parse_provider
-from vitrail.session.kernels import check_decoder_kernels
+from vitrail.session.open import check_forms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,8 +84,8 @@ def plan(
         "vision_precision": vision_precision and vision_precision.precision,
         "cache": kv_cache and kv_cache.value,
     }
-    openvino = _on_openvino(provider, target.target)
-    models = _models(source, target.target, openvino=openvino, gpu=gpu, **wanted)
+    vision_on = _cpu_provider(provider, target.target)
+    models = _models(source, target.target, provider=vision_on, gpu=gpu, **wanted)
     load = Load(
         slots=streams,
         context_tokens=usable_context(context, models[0].decoder.context_tokens),
@@ -128,7 +128,7 @@ def _memory_here(target: Target) -> int:
         raise OptionError(f"--memory is needed: {error}") from error
 
 
-def _on_openvino(provider: str, target: Target) -> bool:
+def _cpu_provider(provider: str, target: Target) -> Cpu:
     """Raises OptionError for a provider that is none of a CPU, or stands beside another target."""
     found = parse_provider(provider)
     if not isinstance(found, Cpu):
@@ -137,7 +137,7 @@ def _on_openvino(provider: str, target: Target) -> bool:
         raise OptionError(
             f"--provider {provider} is for --target cpu, and the target is {target}; leave one of them out"
         )
-    return isinstance(found, OpenVino)
+    return found
 
 
 def _gpu_here(target: Target) -> str | None:
@@ -146,16 +146,16 @@ def _gpu_here(target: Target) -> str | None:
     return driver.gpu.target if driver else None
 
 
-def _models(source: str, target: Target, *, openvino: bool, gpu: str | None, **wanted: Any) -> list[Model]:
-    """An export as it is, or what can be made of a checkpoint, the most precise first."""
-    path = Path(source)
+def _models(source: str, target: Target, *, provider: Cpu, gpu: str | None, **wanted: Any) -> list[Model]:
+    """An export as it is, or what can be made of a checkpoint, the most precise first. provider: on a CPU."""
+    path, openvino = Path(source), isinstance(provider, OpenVino)
     if (path / FILENAME).is_file():
         _refuse_forms(source, wanted)
         manifest = load_manifest(path)
         _check_gpu(gpu, {each for engine in manifest.engines for each in engine.targets}, target)
         here = gpu or _gpu_here(target)
         model = model_of(manifest, target, openvino=openvino, gpu=here)
-        _check_forms([model], target, here)
+        _check_forms([model], target, provider, here)
         return [model]
     _check_gpu(gpu, set(), target)
     from vitrail_export.forms import Wanted, forms  # noqa: PLC0415
@@ -164,18 +164,15 @@ def _models(source: str, target: Target, *, openvino: bool, gpu: str | None, **w
     found = find_source(source)
     chosen = forms(target, Wanted(openvino=openvino, **wanted))
     models = [sized(found, options, openvino=openvino) for options in chosen]
-    _check_forms(models, target, gpu)
+    _check_forms(models, target, provider, gpu)
     return models
 
 
-def _check_forms(models: Sequence[Model], target: Target, gpu: str | None) -> None:
-    """Raise OptionError for what ONNX Runtime is known not to compute on the target; gpu: which one, where it is known."""
-    for model in models:
-        if target == "cpu":
-            check_arithmetic(model.vision, gpu=None)
-            check_arithmetic(model.decoder, gpu=None)
-        elif target == "cuda":
-            check_decoder_kernels(model.decoder, Cuda(), gpu=gpu)
+def _check_forms(models: Sequence[Model], target: Target, provider: Cpu, gpu: str | None) -> None:
+    """Raise OptionError for what loading would refuse: what ONNX Runtime is known not to compute there."""
+    if target in ("cpu", "cuda"):
+        for model in models:
+            check_forms(model, Cuda() if target == "cuda" else provider, gpu=gpu)
 
 
 def _check_gpu(gpu: str | None, built: set[str], target: Target) -> None:

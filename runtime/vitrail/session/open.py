@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vitrail.manifest import DecoderContract, Manifest, VisionContract
+    from vitrail.plan.model import Model
     from vitrail.providers import Provider
     from vitrail.session import DecoderSession, VisionSession
 
@@ -97,12 +98,14 @@ def open_decoder(
     return TrtDecoder(directory, manifest, provider=provider, slots=slots, capacity=capacity)
 
 
-def check_forms(manifest: Manifest, provider: Provider) -> None:
-    """Raise OptionError for what the provider is known not to compute, without loading anything."""
-    for contract in (manifest.vision, manifest.decoder):
+def check_forms(export: Manifest | Model, provider: Provider, *, gpu: str | None = None) -> None:
+    """Raise OptionError for what the provider is known not to compute, without loading anything; gpu: see
+    check_decoder_kernels.
+    """
+    for contract in (export.vision, export.decoder):
         _check_arithmetic(contract, provider)
-    check_kernels(manifest.vision, provider)
-    check_decoder_kernels(manifest.decoder, provider)
+    check_kernels(export.vision, provider)
+    check_decoder_kernels(export.decoder, provider, gpu=gpu)
 
 
 def _check_arithmetic(contract: VisionContract | DecoderContract, provider: Provider) -> None:

@@ -15,6 +15,8 @@ from vitrail.plan.memory import plan_memory
 from vitrail.plan.model import Load
 from vitrail.plan.propose import propose
 from vitrail.plan.size import GIB
+from vitrail.providers import OpenVino
+from vitrail.session.open import open_vision
 from vitrail_export.options import ExportOptions
 from vitrail_export.sizes import find_source, sized
 
@@ -101,6 +103,8 @@ def test_where_nothing_fits_the_command_fails_behind_its_table_and_says_what_wou
         (("--provider", "openvino", "--target", "jetson"), "is for --target cpu, and the target is jetson"),
         (("--prefill", "w8a8", "--target", "jetson"), "w8a8 is for CPUs"),
         (("--kv-cache", "int8", "--target", "jetson"), "int8 KV cache is for dialect ort"),
+        (("--vision-precision", "int8", "--provider", "openvino"), "provider openvino has no kernel for"),
+        (("--vision-precision", "int8", "--target", "cuda"), "provider cuda:0 has no kernel for"),
     ],
 )
 def test_forms_that_do_not_go_together_are_refused(options, words):
@@ -112,6 +116,14 @@ def test_an_export_is_planned_as_it_is(exported):
     result = CliRunner().invoke(app, ["plan", str(exported("internvl2-tiny")), "--kv-cache", "int8"])
     assert result.exit_code == 2
     assert "leave out --kv-cache, or name its checkpoint" in result.stderr
+
+
+def test_no_export_is_planned_on_openvino_that_it_would_refuse_to_load(exported):
+    directory = exported("internvl2-tiny", vision_precision="int8")
+    planned = CliRunner().invoke(app, ["plan", str(directory), "--memory", "8GiB", "--provider", "openvino"])
+    with pytest.raises(OptionError) as refused:
+        open_vision(directory, load_manifest(directory), OpenVino())
+    assert (planned.exit_code, planned.stderr) == (2, f"error: {refused.value}\n")
 
 
 @pytest.mark.parametrize(
