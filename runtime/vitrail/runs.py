@@ -18,5 +18,17 @@ def cpu_tiles_per_run(vision: VisionContract, most: int, *, openvino: bool) -> i
     """
     if vision.precision == "int8":
         return 1
-    enough = _BUSY_FEATURES // (vision.tokens_per_tile * vision.feature_size)
-    return most if openvino else max(1, min(most, enough))
+    return most if openvino else min(most, _busy_tiles(vision))
+
+
+def cpu_tiles_per_look(vision: VisionContract, most: int, *, openvino: bool) -> int:
+    """How many of a picture's tiles go from model to model of a server at once, runs of `most` at least on OpenVINO.
+
+    Their features lie in the shared memory of every model that they pass, which never shrinks: a picture's together are no
+    faster than as many as keep the cores busy.
+    """
+    return max(most if openvino else 1, _busy_tiles(vision))
+
+
+def _busy_tiles(vision: VisionContract) -> int:
+    return max(1, _BUSY_FEATURES // (vision.tokens_per_tile * vision.feature_size))

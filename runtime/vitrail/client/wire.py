@@ -61,9 +61,10 @@ class Contract(BaseModel):
     """All that a client needs to know about a server: how to cut pictures, write prompts, and the limits.
 
     context_tokens is what one request may use, prompt and answer together; max_request_tiles bounds the tiles of
-    all its pictures, ensemble_tiles those of one request on the ensemble route where that takes fewer. special: every
-    special token's string, the grounding marks among them. announces: whether the decoder wants to know of a request on
-    the ensemble route when it sets out.
+    all its pictures, ensemble_tiles those of one request on the ensemble route where that takes fewer; look_tiles:
+    pictures of more are better taken to the decoder, which hands them on so many tiles at a time. special: every special
+    token's string, the grounding marks among them. announces: whether the decoder wants to know of a request on the
+    ensemble route when it sets out.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -78,6 +79,7 @@ class Contract(BaseModel):
     queue_limit: int = Field(ge=0)
     max_request_tiles: int = Field(gt=0)
     ensemble_tiles: int | None = Field(default=None, gt=0)
+    look_tiles: int | None = Field(default=None, gt=0)
     special: tuple[str, ...] = ()
     vision_precision: str = ""
     decoder_precision: str = ""
@@ -97,6 +99,7 @@ def contract_from_manifest(
     queue_limit: int,
     max_request_tiles: int,
     ensemble_tiles: int | None = None,
+    look_tiles: int | None = None,
 ) -> Contract:
     """The contract of a server that runs these artifacts with these limits."""
     return Contract(
@@ -109,6 +112,7 @@ def contract_from_manifest(
         queue_limit=queue_limit,
         max_request_tiles=max_request_tiles,
         ensemble_tiles=ensemble_tiles,
+        look_tiles=look_tiles,
         special=tuple(manifest.tokenizer.special),
         vision_precision=manifest.vision.precision,
         decoder_precision=manifest.decoder.precision,

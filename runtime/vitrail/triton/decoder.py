@@ -33,6 +33,7 @@ from vitrail.triton.device_tensor import to_host
 from vitrail.triton.looking import Looking
 from vitrail.triton.outbox import Event, Outbox
 from vitrail.triton.question import TILES_REUSED, Tensors
+from vitrail.triton.repository import cpu_look
 from vitrail.triton.telemetry import Telemetry
 from vitrail.triton.vision_models import VisionModels
 
@@ -48,10 +49,13 @@ class TritonPythonModel:
             tokenizer = load_tokenizer(served.artifacts, served.manifest.tokenizer)
             self._decoder = _decoder(served, tokenizer)
             self._outbox = Outbox(_deliver)
+            most = cpu_look(served.manifest, served.settings)
             looking = Looking(
                 self._decoder,
                 see=partial(_see, vision=served.vision),
-                tiles_per_look=min(_RUNS_PER_LOOK * served.settings.tiles_per_run, served.vision.batch_tiles),
+                tiles_per_look=min(
+                    most or _RUNS_PER_LOOK * served.settings.tiles_per_run, served.vision.batch_tiles
+                ),
             )
             self._telemetry = _telemetry(served, self._decoder, looking)
             self._answering = Answering(

@@ -45,6 +45,8 @@ class Pending:
 class Looking:
     """Embeds requests' tiles in the background, `tiles_per_look` at once, and submits them to the decoder.
 
+    Where one tile keeps the vision models busy, pictures are encoded one after another, in the order of the queue.
+
     Requests that are cancelled or late end where they are, even while the vision models have some of their tiles:
     Triton's queue before these can be long, and keeps to no timeout once it has made up a batch.
     """
@@ -58,7 +60,7 @@ class Looking:
         self._waiting: FairQueue[Pending] = FairQueue()
         self._running: set[Pending] = set()
         self._closed = threading.Event()
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="vision")
+        self._pool = ThreadPoolExecutor(min(_WORKERS, tiles_per_look), thread_name_prefix="vision")
         threading.Thread(target=self._keep_sweeping, name="vision-sweep", daemon=True).start()
 
     @property

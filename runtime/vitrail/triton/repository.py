@@ -17,7 +17,8 @@ from vitrail.features import DEFAULT_LIMIT_BYTES, check_limit
 from vitrail.machine import Shares, share_threads
 from vitrail.manifest import Manifest, load_manifest
 from vitrail.plan.model import TARGETS, Target
-from vitrail.providers import Cpu, Provider, parse_provider, with_threads
+from vitrail.providers import Cpu, OpenVino, Provider, parse_provider, with_threads
+from vitrail.runs import cpu_tiles_per_look
 from vitrail.session.open import check_forms
 from vitrail.tiling import MAX_TILES
 from vitrail.triton import targets
@@ -84,6 +85,18 @@ def settings_from_json(text: str) -> ServingSettings:
         ) from error
 
 
+def cpu_look(manifest: Manifest, settings: ServingSettings) -> int | None:
+    """Tiles that the decoder hands to the vision models at once on a CPU; None where something else computes."""
+    provider = settings.provider
+    if settings.target != "cpu" or not isinstance(provider, Cpu):
+        return None
+    openvino = isinstance(provider, OpenVino)
+    return min(
+        cpu_tiles_per_look(manifest.vision, settings.tiles_per_run, openvino=openvino),
+        BATCH_TILES,
+    )
+
+
 def contract(
     manifest: Manifest, settings: ServingSettings, *, ensemble_tiles: int | None = None
 ) -> wire.Contract:
@@ -99,6 +112,7 @@ def contract(
         queue_limit=settings.decoder.queue_limit,
         max_request_tiles=BATCH_TILES,
         ensemble_tiles=ensemble_tiles,
+        look_tiles=cpu_look(manifest, settings),
     )
 
 
