@@ -11,10 +11,20 @@ from vitrail.errors import ImageError, InvalidInput
 from vitrail.images import ImageSource
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
+Detail: TypeAlias = Literal["auto", "low", "high"]
 Messages: TypeAlias = "str | Sequence[Mapping[str, object]]"
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 PART_TYPES = ("text", "image", "image_url")
+DETAILS: tuple[Detail, ...] = ("auto", "low", "high")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture, unopened. detail "low": as one tile; else as the options say."""
+
+    source: ImageSource
+    detail: Detail = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,7 @@ class Turn:
 
     role: Role
     text: str
-    images: tuple[ImageSource, ...] = ()
+    images: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,8 @@ def read_messages(messages: Messages) -> Conversation:
     """Messages as a conversation: at most one system message, first; then user and assistant by turns, user last.
 
     A bare string is one user message. Content is a string or a list of parts: {"type": "text", "text": ...},
-    {"type": "image", "image": path, bytes, PIL image or data: URL}, {"type": "image_url", "image_url": {"url": data: URL}}.
+    {"type": "image", "image": path, bytes, PIL image or data: URL}, {"type": "image_url", "image_url": {"url": data: URL}},
+    the latter with a "detail": see Picture.
     Raises InvalidInput naming the message at fault.
     """
     if isinstance(messages, str):
@@ -93,43 +104,50 @@ def _message(message: object, *, where: str) -> Turn:
     return Turn(role, text, images)
 
 
-def _content(content: object, *, where: str) -> tuple[str, tuple[ImageSource, ...]]:
+def _content(content: object, *, where: str) -> tuple[str, tuple[Picture, ...]]:
     if isinstance(content, str):
         return _valid_text(content, where=where), ()
     if not isinstance(content, Sequence) or isinstance(content, (bytes, bytearray)):
         raise InvalidInput(
             f"{where} has content of type {type(content).__name__}; give a string or a list of parts"
         )
-    texts: list[str] = []
-    images: list[ImageSource] = []
-    for index, part in enumerate(content):
-        kind, value = _part(part, where=f"{where}.content[{index}]")
-        if kind == "text":
-            texts.append(value)  # type: ignore[arg-type]
-        else:
-            images.append(value)
-    return "\n".join(texts), tuple(images)
+    parts = [_part(part, where=f"{where}.content[{index}]") for index, part in enumerate(content)]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "\n".join(texts), tuple(part for part in parts if isinstance(part, Picture))
 
 
-def _part(part: object, *, where: str) -> tuple[str, ImageSource]:
+def _part(part: object, *, where: str) -> str | Picture:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in PART_TYPES:
         shown = repr(kind) if isinstance(part, Mapping) else type(part).__name__
         raise InvalidInput(f"{where} has type {shown}; known part types are {', '.join(PART_TYPES)}")
     value = _fields(part, known=("type", kind), where=where)[kind]
     if kind == "text":
-        return kind, _valid_text(value, where=where)
+        return _valid_text(value, where=where)
     if kind == "image":
-        return kind, value  # type: ignore[return-value]  # open_image refuses other types by name
-    return kind, _image_url(value, where=where)
+        return Picture(value)  # type: ignore[arg-type]  # open_image refuses other types by name
+    return _image_url(value, where=where)
 
 
-def _image_url(value: object, *, where: str) -> str:
-    """The URL of an OpenAI part, which a remote caller writes: a data: URL, never a path of this machine."""
-    url = value
+def _image_url(value: object, *, where: str) -> Picture:
+    """The picture of an OpenAI part, which a remote caller writes: a data: URL, never a path of this machine."""
+    url, detail = value, None
     if isinstance(value, Mapping):
-        told = {key: field for key, field in value.items() if (key, field) != ("detail", "auto")}
-        url = _fields(told, known=("url",), where=where)["url"]
+        url = _fields(value, known=("url",), optional=("detail",), where=where)["url"]
+        detail = value.get("detail")
+    return Picture(_data_url(url, where=where), _detail(detail, where=where))
+
+
+def _detail(detail: object, *, where: str) -> Detail:
+    known = "auto" if detail is None else next((known for known in DETAILS if known == detail), None)
+    if known is None:
+        raise InvalidInput(
+            f"{where} has detail {detail!r}; give 'low' for a single tile, or 'auto' or 'high' for what max_tiles allows"
+        )
+    return known
+
+
+def _data_url(url: object, *, where: str) -> str:
     if not isinstance(url, str) or url[:5].lower() != "data:":
         shown = repr(url) if len(repr(url)) <= 80 else repr(url)[:77] + "…"
         raise ImageError(
@@ -139,8 +157,10 @@ def _image_url(value: object, *, where: str) -> str:
     return url
 
 
-def _fields(record: object, *, known: Iterable[str], where: str) -> Mapping[str, object]:
-    """A mapping that has all the known keys; any other must be None, because its meaning would be lost."""
+def _fields(
+    record: object, *, known: Iterable[str], where: str, optional: Iterable[str] = ()
+) -> Mapping[str, object]:
+    """A mapping that has all the known keys; any other that is not optional must be None: its meaning would be lost."""
     if not isinstance(record, Mapping):
         raise InvalidInput(
             f"{where} is of type {type(record).__name__}; give a mapping with {', '.join(known)}"
@@ -149,8 +169,9 @@ def _fields(record: object, *, known: Iterable[str], where: str) -> Mapping[str,
         if key not in record:
             raise InvalidInput(f"{where} lacks '{key}'; give {', '.join(known)}")
     for key, value in record.items():
-        if key not in known and value is not None:
-            raise InvalidInput(f"{where} has the unknown key '{key}'; known are {', '.join(known)}")
+        if key not in (*known, *optional) and value is not None:
+            known_keys = ", ".join((*known, *optional))
+            raise InvalidInput(f"{where} has the unknown key '{key}'; known are {known_keys}")
     return record
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from vitrail.core import Control, ImageReport, Prompt, PromptOptions, Segment, Text, Visual
 from vitrail.manifest import PromptContract
-from vitrail.messages import Messages, Role, read_messages
+from vitrail.messages import Messages, Picture, Role, read_messages
 from vitrail.pictures import Cut, Cutting, cut_picture
 from vitrail.templates import GROUNDING_MARKS, TEMPLATES
 
@@ -53,8 +54,10 @@ def render(
         thumbnail=contract.thumbnail if options.thumbnail is None else options.thumbnail,
         rotate=options.rotate,
     )
-    sources = [source for turn in conversation.turns for source in turn.images]
-    cuts = _in_parallel(lambda source: cut(source, how), sources)
+    shown = [
+        (picture.source, _cutting(picture, how)) for turn in conversation.turns for picture in turn.images
+    ]
+    cuts = _in_parallel(cut, shown)
     coming = iter(cuts)
     turns = [
         (turn.role, turn_segments(turn.text, [len(next(coming).tiles) for _ in turn.images]))
@@ -75,18 +78,27 @@ def _report(cut: Cut, tokens_per_tile: int) -> ImageReport:
     return ImageReport(*cut.size, cut.grid, tiles, tiles * tokens_per_tile)
 
 
-def _in_parallel(cut: Callable[[ImageSource], Cut], sources: Sequence[ImageSource]) -> list[Cut]:
+def _cutting(picture: Picture, how: Cutting) -> Cutting:
+    return replace(how, max_tiles=1) if picture.detail == "low" else how
+
+
+def _in_parallel(cut: CutPicture, shown: Sequence[tuple[ImageSource, Cutting]]) -> list[Cut]:
     """Each source cut, in order. Raises what the first of those that fail raises.
 
-    An object that is given twice is cut once: PIL images are not made for two threads at a time.
+    An object that is given twice is cut by one thread, once for each way: PIL images are not made for two at a time.
     """
-    distinct = {id(source): source for source in sources}
+    distinct = {id(source): source for source, _ in shown}
+    ways = {key: {how for source, how in shown if id(source) == key} for key in distinct}
+
+    def cut_source(key: int) -> dict[Cutting, Cut]:
+        return {how: cut(distinct[key], how) for how in ways[key]}
+
     if len(distinct) < 2:
-        found = {key: cut(source) for key, source in distinct.items()}
+        found = {key: cut_source(key) for key in distinct}
     else:
         with ThreadPoolExecutor(min(len(distinct), PICTURES_AT_ONCE), thread_name_prefix="pictures") as pool:
-            found = dict(zip(distinct, pool.map(cut, distinct.values()), strict=True))
-    return [found[id(source)] for source in sources]
+            found = dict(zip(distinct, pool.map(cut_source, distinct), strict=True))
+    return [found[id(source)][how] for source, how in shown]
 
 
 def question_segments(question: str, tiles: Sequence[int], *, contract: PromptContract) -> Segments:

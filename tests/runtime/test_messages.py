@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from vitrail.errors import ImageError, InvalidInput
-from vitrail.messages import Conversation, Turn, read_messages
+from vitrail.messages import Conversation, Picture, Turn, read_messages
 
 PICTURE = Image.new("RGB", (2, 2))
 DATA_URL = "data:image/png;base64,AAAA"
@@ -34,8 +34,14 @@ def test_system_turns_and_pictures_are_read_in_order() -> None:
     assert conversation.turns == (
         Turn("user", "Hi"),
         Turn("assistant", "Hello"),
-        Turn("user", "Left?\nRight?", (PICTURE, DATA_URL, DATA_URL)),
+        Turn("user", "Left?\nRight?", (Picture(PICTURE), Picture(DATA_URL), Picture(DATA_URL))),
     )
+
+
+@pytest.mark.parametrize("detail", ["low", "high", "auto"])
+def test_the_detail_of_an_openai_picture_is_kept(detail: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": DATA_URL, "detail": detail}}
+    assert read_messages(user(part)).turns[0].images == (Picture(DATA_URL, detail),)  # type: ignore[arg-type]
 
 
 def test_an_empty_system_message_is_not_a_missing_one() -> None:
@@ -80,7 +86,18 @@ MISTAKES = [
     (user({"type": "image", "url": "x"}), r"content\[0\] lacks 'image'"),
     (user({"type": "image", "image": PICTURE, "detail": "low"}), "unknown key 'detail'"),
     (user({"type": "image_url", "image_url": {}}), "lacks 'url'"),
-    (user({"type": "image_url", "image_url": {"url": DATA_URL, "detail": "low"}}), "unknown key 'detail'"),
+    (
+        user({"type": "image_url", "image_url": {"url": DATA_URL, "detail": "fine"}}),
+        "has detail 'fine'; give 'low'",
+    ),
+    (
+        user({"type": "image_url", "image_url": {"url": DATA_URL, "detail": ["low"]}}),
+        r"has detail \['low'\]; give 'low'",
+    ),
+    (
+        user({"type": "image_url", "image_url": {"url": DATA_URL, "size": "low"}}),
+        "unknown key 'size'; known are url, detail",
+    ),
     (
         [USER, {"role": "assistant", "content": [{"type": "image", "image": PICTURE}]}, USER],
         r"messages\[1\] has a picture but role 'assistant'",

@@ -1,6 +1,8 @@
 """Prompts: the reference's strings byte for byte, and text that stays text."""
 
 import hashlib
+from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,12 @@ def rendered(messages: Any, template: str = "internlm2-chat", **options: Any) ->
     return render(
         messages, contract=contract, tile_size=28, tokens_per_tile=2, options=PromptOptions(**options)
     )
+
+
+def data_url(picture: Image.Image) -> str:
+    file = BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + b64encode(file.getvalue()).decode()
 
 
 def asked(*parts: Any) -> str:
@@ -158,6 +166,22 @@ def test_tiles_and_reports_follow_the_order_of_the_pictures() -> None:
     assert prompt.tiles.shape == (4, 3, 28, 28)
     assert [tuple(tile[:, 5, 5]) for tile in prompt.tiles] == [(255, 0, 0)] * 3 + [(0, 0, 255)]
     assert [segment.tiles for segment in prompt.segments if isinstance(segment, Visual)] == [3, 1]
+
+
+def test_a_picture_of_low_detail_is_its_thumbnail_whatever_the_options_say() -> None:
+    def shown(url: str, **detail: str) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": url, **detail}}
+
+    def tiles(*parts: Any) -> Any:
+        return rendered([{"role": "user", "content": list(parts)}], max_tiles=6).tiles
+
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 120, 3), np.uint8)
+    url = data_url(Image.fromarray(pixels))
+    whole = tiles(shown(url))
+    assert len(whole) == 3
+    assert np.array_equal(tiles(shown(url, detail="low")), whole[-1:])
+    both = tiles(shown(url, detail="low"), shown(url, detail="high"))
+    assert np.array_equal(both, np.concatenate([whole[-1:], whole]))
 
 
 def test_many_pictures_are_cut_as_each_alone(tmp_path: Path) -> None:
