@@ -57,7 +57,7 @@ class Batch:
     that stand before them in their line, newest first, a line break where it begins; the first three of their row's
     key and the first two of their column's head, line breaks where it is shorter; their number; which of their row
     they are; how many characters of their line stand before the first of them; IGNORED where none is. In a corner of
-    a shape, the digits of the number that it says of its box.
+    a shape, the digits of the number that it says of its box, a line break where it is shorter.
     looks [n, P]: where in the sequence the visual token of the character stands that is to be written next, or IGNORED.
     orders [n, P]: how many characters stand to the left of that one in the same square, at most ORDER - 1.
     wanted [n, P, KINDS]: the names of that visual token from the key on, with the character's own index.
@@ -190,8 +190,7 @@ def page_names(page: Page) -> Int64:
     for number in page.corners:
         spelled = squares[token_square(page, number.marks[0]), :ORDER]
         if (spelled == IGNORED).all():
-            digits = number.pieces[:ORDER]
-            spelled[: len(digits)] = list(map(token_of, digits))
+            spelled[:] = _first(number.words, ORDER)
     return names
 
 

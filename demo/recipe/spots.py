@@ -89,7 +89,9 @@ def answer_spots(
 
 
 def _shown(scene: Scene, shown: int, turn: Turn, answer: Sequence[int]) -> list[Spot]:
-    """For each token of an answer where what shows it ends; for each number of a box the corner that says it."""
+    """For each token of an answer where what shows it ends; for each number of a box, and what follows a shorter one,
+    the corner that says it.
+    """
     first = 0
     for page in scene.pages:
         if shown < len(page.runs):
@@ -102,8 +104,8 @@ def _shown(scene: Scene, shown: int, turn: Turn, answer: Sequence[int]) -> list[
     numbers = page.corners[CORNERS * shown : CORNERS * (shown + 1)]
     for number, corner in zip(re.finditer(r"\d+", turn.answer), numbers, strict=True):
         square, start = first + token_square(page, corner.marks[0]), token_at(answer, number.start())
-        digits = token_at(answer, number.end() - 1) + 1 - start
-        spots[start : start + digits] = [Spot(square, min(at, ORDER - 1)) for at in range(digits)]
+        end = max(start + ORDER, token_at(answer, number.end() - 1) + 1)
+        spots[start:end] = [Spot(square, min(at, ORDER - 1)) for at in range(end - start)]
     return spots
 
 
