@@ -145,7 +145,7 @@ def test_who_waits_for_vision_ends_there_when_late_or_aborted_and_is_never_looke
     question = {"text_input": text("hi"), "tiles": TILES[:1], "max_tokens": ints(1)}
     for number in range(4):
         accept(answering, outbox, question, request_id=f"busy{number}")
-    wait_for(lambda: len(looking._running) == 4)
+    wait_for(lambda: len(looking._running) == looking._pool._max_workers)
     sender = accept(answering, outbox, question, request_id="me", timeout_s=0.1 if cause == "late" else None)
     clock.now_s += 1
     if cause == "abort":
@@ -164,7 +164,7 @@ def test_the_more_urgent_are_looked_at_first(answering, outbox):
     question = {"text_input": text("hi"), "tiles": TILES[:1], "max_tokens": ints(1)}
     plain, urgent = ({**question, "options": text(f'{{"priority": {level}}}')} for level in (5, 1))
     senders = [accept(answering, outbox, plain, request_id=f"busy{number}") for number in range(4)]
-    wait_for(lambda: len(looking._running) == 4)
+    wait_for(lambda: len(looking._running) == looking._pool._max_workers)
     senders += [accept(answering, outbox, plain, request_id=name) for name in ("late", "later")]
     senders.append(accept(answering, outbox, urgent, request_id="urgent"))
     taken = [pending.request.id for pending in looking._waiting]
@@ -178,7 +178,7 @@ def test_waiting_for_vision_counts_in_the_report(answering, outbox):
     looking.limit = answering._decoder._admission.queue_limit = 9
     looking._see = lambda tiles, *_: gate.wait(60) and (time.sleep(0.2) or seen(tiles))
     question = {"text_input": text("hi"), "tiles": TILES[:1], "max_tokens": ints(1)}
-    senders = [accept(answering, outbox, question) for _ in range(5)]  # one more than are looked at at once
+    senders = [accept(answering, outbox, question) for _ in range(5)]  # more than are looked at at once
     gate.set()
     assert all(sender.ended.wait(60) for sender in senders)
     reports = [sender.events[-1].report for sender in senders]
