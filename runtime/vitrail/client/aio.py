@@ -79,6 +79,7 @@ class AsyncClient(Connection):
         await self.close()
 
     async def _answer(self, messages: Messages, options: dict[str, Any]) -> AsyncGenerator[Delta, None]:
+        self.require_open()
         contract = await self.info()
         exchange = await asyncio.to_thread(self.new_exchange, contract, messages, options)
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -27,8 +28,6 @@ from vitrail.prompt import render
 from vitrail.request import require_room, require_text_room
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vitrail.messages import Messages
 
 Route: TypeAlias = Literal["auto", "ensemble", "direct"]
@@ -96,18 +95,24 @@ class Connection:
             raise OptionError(f"the server's address is of type {type(self.url).__name__}; {_URL_CURE}")
         self.target, secure = parse_url(self.url)
         self.tls = self.tls or secure
+        if not isinstance(self.headers, Mapping):
+            raise OptionError(
+                f"headers are of type {type(self.headers).__name__}; give a mapping of names to values"
+            )
         self.metadata = (*(_header(name, value) for name, value in self.headers.items()), _LAST_HEADER)
-        if self.route not in {"auto", "ensemble", "direct"}:
+        if self.route not in ("auto", "ensemble", "direct"):
             raise OptionError(f"route is {self.route!r}; give 'auto', 'ensemble' or 'direct'")
         for name in ("connect_timeout_s", "idle_timeout_s", "deadline_s"):
             if not _is_time(getattr(self, name)):
                 raise OptionError(
-                    f"{name} is {getattr(self, name)}; give seconds above 0, at most {MAX_DEADLINE_S} (a week)"
+                    f"{name} is {getattr(self, name)!r}; give seconds above 0, at most {MAX_DEADLINE_S} (a week)"
                 )
-        if not isinstance(self.retries, int) or self.retries < 0:
+        if not isinstance(self.retries, int) or isinstance(self.retries, bool) or self.retries < 0:
             raise OptionError(f"retries is {self.retries!r}; give an integer, 0 or more")
         if not isinstance(self.tls, (bool, TLS)):
             raise OptionError(f"tls is {self.tls!r}; give True, False or a TLS of PEM files")
+        if not isinstance(self.shared_memory, bool):
+            raise OptionError(f"shared_memory is {self.shared_memory!r}; give True or False")
         if self.shared_memory and not is_local(self.target):
             raise OptionError(
                 f"shared_memory needs a server on this machine, '{self.target}' is another; leave it off"

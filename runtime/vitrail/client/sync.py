@@ -60,6 +60,7 @@ class Client(Connection):
 
     def stream(self, messages: Messages, **options: Any) -> Generator[Delta, None, None]:
         """The answer as it grows. Wrong input raises here, before the first `next`; closing the iterator cancels."""
+        self.require_open()
         check_question(messages, options)
         exchange = self.new_exchange(self.info(), messages, options)
         return self._answer(exchange)

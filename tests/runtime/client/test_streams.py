@@ -226,6 +226,16 @@ def test_closing_the_client_cancels_every_live_stream(kind, released):
             client.chat("hi")
 
 
+def test_a_closed_client_says_so_before_it_opens_a_picture(kind):
+    with FakeServer() as server:
+        client = kind(server.url)
+        client.info()
+        client.close()
+        picture = {"type": "image", "image": b"no picture"}
+        with pytest.raises(InvalidInput, match="this client is closed; make a new one"):
+            client.chat([{"role": "user", "content": [picture]}])
+
+
 def test_a_finished_answer_is_not_aborted(kind):
     with FakeServer() as server, kind(server.url) as client:
         client.chat("hi")
