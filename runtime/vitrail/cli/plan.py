@@ -92,7 +92,8 @@ def plan(
         prefill_chunk=prefill_chunk,
         feature_cache_bytes=feature_cache << 20,
     )
-    shown, limits = ((tiles_per_run,), (tiles_per_run,)) if tiles_per_run else (SHOWN_TILES, TILE_LIMITS)
+    only = None if tiles_per_run is None else (tiles_per_run,)
+    shown, limits = only or SHOWN_TILES, only or TILE_LIMITS
     plans = [
         plan_memory(model, replace(load, tiles_per_run=tiles), target=target.target)
         for model, tiles in product(models, shown)
