@@ -267,10 +267,12 @@ def _directory(directory: str | Path) -> Path:
 
 
 class DeltaStream(Iterator[Delta]):
-    """The deltas of one request, in order. `close`, or being forgotten, cancels what is left of it."""
+    """The deltas of one request, in order; threads that share it get some each. `close`, or being forgotten, cancels what
+    is left of it.
+    """
 
     def __init__(self, begin: Callable[[Sink], None], abort: Callable[[], object]) -> None:
-        self._events: SimpleQueue[Delta | VitrailError] = SimpleQueue()
+        self._events: SimpleQueue[Delta | VitrailError | None] = SimpleQueue()  # None: the end was read
         self._abort = abort
         self._ended = True
         begin(self._events.put)
@@ -280,10 +282,13 @@ class DeltaStream(Iterator[Delta]):
         if self._ended:
             raise StopIteration
         event = self._events.get()
-        if isinstance(event, VitrailError):
+        if not isinstance(event, Delta) or event.report is not None:
             self._ended = True
+            self._events.put(None)  # for another thread that waits
+        if event is None:
+            raise StopIteration
+        if isinstance(event, VitrailError):
             raise event
-        self._ended = event.report is not None
         return event
 
     def close(self) -> None:

@@ -214,6 +214,17 @@ def test_a_stream_that_is_left_is_cancelled(leave):
         assert engine.statistics.totals.completion_tokens < 200
 
 
+def test_threads_that_share_a_stream_all_come_to_its_end(engine):
+    deltas, found = engine.stream("Hello", max_tokens=8, ignore_eos=True), []
+    threads = [threading.Thread(target=lambda: found.extend(deltas), daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert sum(len(delta.token_ids) for delta in found) == 8
+
+
 def test_closing_the_engine_ends_its_streams_with_an_error():
     engine = make(Slow(capacity=400))
     deltas = engine.stream("Hello", max_tokens=200, ignore_eos=True)
