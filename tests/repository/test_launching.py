@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vitrail.errors import OptionError, ServerError
+from vitrail.manifest import load_manifest
 from vitrail.triton import installation, log, workspace
 from vitrail.triton.control import Control
 from vitrail.triton.installation import Installation, compose_backends, find_installation
@@ -38,6 +39,18 @@ def test_everything_listens_on_the_loopback_address_unless_told_otherwise():
     addresses = ("--grpc-address", "--http-address", "--metrics-address")
     assert {flags(ServerOptions())[name] for name in addresses} == {"127.0.0.1"}
     assert {flags(ServerOptions(host="0.0.0.0"))[name] for name in addresses} == {"0.0.0.0"}
+
+
+def test_arrays_of_a_large_tile_s_size_are_given_back_when_they_are_freed(tmp_path, exported, monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    small = load_manifest(exported("internvl2-tiny")).vision
+    large = small.model_copy(update={"tokens_per_tile": 256, "feature_size": 4096})
+    here = Installation(tmp_path)
+    kept = [
+        int(installation.environment(here, artifacts=tmp_path, vision=each)["MALLOC_MMAP_THRESHOLD_"])
+        for each in (small, large)
+    ]
+    assert kept[0] > kept[1] == 4 * large.tokens_per_tile * large.feature_size
 
 
 def test_an_ipv6_address_is_written_as_each_port_wants_it():

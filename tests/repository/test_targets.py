@@ -296,3 +296,10 @@ def test_vision_models_that_were_edited_by_hand_are_refused():
 def test_the_contract_of_a_server_tells_the_ensemble_s_limit(artifacts):
     manifest = load_manifest(artifacts)
     assert contract(manifest, ServingSettings(), ensemble_tiles=7).ensemble_tiles == 7
+
+
+def test_the_contract_tells_what_a_cpu_s_decoder_hands_on_at_once(artifacts, monkeypatch):
+    monkeypatch.setattr("vitrail.runs._BUSY_FEATURES", 1)
+    manifest = load_manifest(artifacts)
+    told = [contract(manifest, ServingSettings(provider=each)).look_tiles for each in (Cpu(), Cuda())]
+    assert told == [1, None]

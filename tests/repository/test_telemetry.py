@@ -266,6 +266,14 @@ def test_every_run_of_the_encoder_is_progress_and_the_features_are_the_same():
     assert work.progress() is None
 
 
+def test_an_execution_between_two_looks_at_the_work_is_told_once():
+    work = Work()
+    with work:
+        pass
+    assert work.progress() is not None
+    assert work.progress() is None
+
+
 def test_silence_is_counted_in_looks_and_starts_anew_with_every_beat():
     silence, stub = Silence(), Stub(1, 1, "decoder", "region")
     assert [silence.seconds(stub, pulse, passed_s=2.0) for pulse in (7, 7, 7, 8, 8, None)] == [

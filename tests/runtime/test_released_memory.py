@@ -1,4 +1,4 @@
-"""What ONNX Runtime's CPU provider keeps of a run's activations: nothing of tiles and prompts, all of a decode step."""
+"""What ONNX Runtime's CPU provider keeps of activations: none for the next layer, none of tiles and prompts after a run."""
 
 import numpy as np
 import pytest
@@ -43,3 +43,10 @@ def test_every_run_of_tiles_gives_its_memory_back(exported, released, monkeypatc
     size = manifest.vision.tile_size
     session.encode(np.zeros((3, 3, size, size), np.uint8))
     assert released == [True] * runs
+
+
+def test_no_layer_keeps_its_buffers_for_the_next(exported):
+    directory = exported("internvl2-tiny")
+    session = open_vision(directory, load_manifest(directory), Cpu(), tiles_per_run=1)
+    reused = {each.get_session_options().enable_mem_reuse for each in session.sessions.values()}
+    assert reused == {False}

@@ -135,6 +135,8 @@ def _session_options(provider: Cpu | Cuda, *, optimize: bool) -> ort.SessionOpti
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if isinstance(provider, Cpu):
         options.intra_op_num_threads = provider.threads
+        # A buffer that is to be used again is kept until it is: those of every shape in a layer would lie there at once.
+        options.enable_mem_reuse = False
         if isinstance(provider, OpenVino):
             add_openvino(options, provider)
     else:

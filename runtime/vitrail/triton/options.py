@@ -222,6 +222,8 @@ def command(
         "--disable-auto-complete-config",
         f"--exit-on-error={str(not options.keep_going).lower()}",
         f"--exit-timeout-secs={options.exit_timeout_s}",
+        # Each object that is kept for the next request keeps the last one's pictures. By default there are eight.
+        "--grpc-infer-allocation-pool-size=1",
         *_addresses(options),
         *_tls(options.tls),
         f"--grpc-restricted-protocol={','.join(options.restricted)}:{_ADMIN}={admin_key}",

@@ -61,14 +61,16 @@ def read_pulse(folder: Path, model: str) -> int | None:
 
 
 class Work:
-    """Counts what a batched model does, run by run: its `progress`, None between executions."""
+    """Counts what a batched model does, run by run."""
 
     def __init__(self) -> None:
-        self._runs = 0
+        self._runs = self._told = 0
         self._busy = False
 
     def progress(self) -> int | None:
-        return self._runs if self._busy else None
+        """None between executions, once those have been told that came and went since it was asked last."""
+        ran, self._told = self._runs != self._told, self._runs
+        return self._runs if self._busy or ran else None
 
     def __enter__(self) -> None:
         self._runs += 1

@@ -167,7 +167,10 @@ class Server:
         except BaseException:
             self.stop()
             raise
-        self._environment = environment(installation, artifacts=self.artifacts) | self._observed(workspace)
+        vision = load_manifest(self.artifacts).vision
+        self._environment = environment(
+            installation, artifacts=self.artifacts, vision=vision
+        ) | self._observed(workspace)
         self._command = command(
             self.options,
             binary=installation.binary,

@@ -128,6 +128,20 @@ def test_pictures_take_the_chosen_route_as_uint8_tiles(kind, route, model):
     assert inputs(request)["prompt"]["images"][0]["tiles"] == len(prompt.tiles) == 7
 
 
+@pytest.mark.parametrize(
+    ("route", "look_tiles", "model"),
+    [("auto", 7, "internvl"), ("auto", 6, "decoder"), ("ensemble", 6, "internvl")],
+)
+def test_pictures_that_the_decoder_would_hand_on_in_parts_go_there(kind, route, look_tiles, model):
+    contract = contract_from_json(CONTRACT).model_copy(update={"look_tiles": look_tiles})
+    with (
+        FakeServer(contract=contract.model_dump_json()) as server,
+        kind(server.url, route=route) as client,
+    ):
+        client.chat(SHOWN, max_tiles=6)
+    assert [request.model_name for request in server.requests] == [model]
+
+
 def test_wrong_input_is_refused_before_anything_is_sent(kind):
     picture = {"type": "image", "image": PICTURE}
     with FakeServer() as server, kind(server.url) as client:
