@@ -13,7 +13,7 @@ from vitrail.dtypes import port_dtype
 from vitrail.pictures import KEPT_BYTES
 from vitrail.plan.model import STAGES, Load, Model, Target, described
 from vitrail.plan.size import MIB
-from vitrail.runs import cpu_tiles_per_run
+from vitrail.runs import cpu_tiles_per_look, cpu_tiles_per_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,9 +35,10 @@ _OPENVINO_ACTIVATIONS = 0.45  # of what ONNX Runtime takes for the same tiles
 _OPENVINO_SCRATCH_BYTES = 112 * MIB
 _CPU_SESSION_BYTES = 2 * MIB
 _CPU_PROCESS_BYTES = 80 * MIB  # Python, numpy, onnxruntime, the tokenizer
-_CPU_STUB_BYTES = 95 * MIB  # the same inside the python backend, with its shared memory
+_CPU_STUB_BYTES = 65 * MIB  # the same inside the python backend; the launcher's 43 are in these three
 _STUBS = 3
-_SERVER_BYTES = 70 * MIB
+_SERVER_BYTES = 45 * MIB
+_CPU_STREAMS = 15  # tensors as wide as the vision encoder's stream that live at once, most of them in its MLP
 
 # Allowances: nothing of these has been measured here.
 _GPU_CONTEXT_BYTES = 512 * MIB  # of each process that computes: driver, kernels
@@ -148,18 +149,16 @@ def _weights(model: Model, *, on_cpu: bool) -> Iterator[Item]:
 def _activations(model: Model, load: Load, *, on_cpu: bool) -> Iterator[Item]:
     """What lives at once where most does, in elements of the graph's dtype (a CPU computes in float32).
 
-    Vision encoder: 13 tensors as wide as the stream, and as many again of its MLP, whose memory a CPU's attention takes
-    for its scores, [heads, positions, positions] of each tile. Decoder: 9 tensors as wide as the MLP for a chunk of a prompt.
+    Vision encoder: _CPU_STREAMS tensors as wide as the stream on ONNX Runtime's own kernels, elsewhere 13 and as many
+    again of its MLP, whose memory a CPU's attention takes for its scores, [heads, positions, positions] of each tile.
+    Decoder: 9 tensors as wide as the MLP for a chunk of a prompt.
     """
     place: Place = "host" if on_cpu else "device"
     vision_bytes = 4 if on_cpu or model.vision.dtype == "float32" else 2
     tiles = load.tiles_per_run
     if on_cpu:
         tiles = cpu_tiles_per_run(model.vision, tiles, openvino=model.openvino)
-    stream = model.positions * model.vision_size
-    scores = model.vision_heads * model.positions**2 if on_cpu else 0
-    elements = tiles * (13 * stream + max(13 * stream, scores))
-    encoder = elements * vision_bytes
+    encoder = tiles * _vision_elements(model, on_cpu=on_cpu) * vision_bytes
     if on_cpu and model.openvino:
         encoder = int(encoder * _OPENVINO_ACTIVATIONS) + _OPENVINO_SCRATCH_BYTES
     yield Item("activations", "vision_encoder", encoder, place)
@@ -173,6 +172,14 @@ def _activations(model: Model, load: Load, *, on_cpu: bool) -> Iterator[Item]:
     yield Item("activations", "decoder", mlp + logits + scores * decoder_bytes, place)
 
 
+def _vision_elements(model: Model, *, on_cpu: bool) -> int:
+    """Of one tile."""
+    stream = model.positions * model.vision_size
+    if on_cpu and not model.openvino and model.vision.dialect == "ort":
+        return _CPU_STREAMS * stream
+    return 13 * stream + max(13 * stream, model.vision_heads * model.positions**2 if on_cpu else 0)
+
+
 def _standard_scores(model: Model, load: Load, tokens: int) -> int:
     """Attention of the standard dialect keeps its scores; ONNX Runtime's fused one works in blocks."""
     if model.decoder.dialect == "ort":
@@ -183,8 +190,8 @@ def _standard_scores(model: Model, load: Load, tokens: int) -> int:
 
 def _pictures(model: Model, load: Load, *, on_cpu: bool, server: bool) -> Iterator[Item]:
     """What is on its way for one picture, since one is encoded at a time: in a process the features of a run and its embeds once
-    more, in a server those of all its tiles, from model to model. What each slot's request holds: its embeds, and in
-    one process its pixels as they are cut. What is kept of tiles that were seen: embeds, and in one process pixels.
+    more, in a server those of a look, from model to model. What each slot's request holds: its embeds and its pixels, in
+    Triton's messages or as they are cut. What is kept of tiles that were seen: embeds, and in one process pixels.
     """
     tiles, tokens = model.tiles_per_picture, model.vision.tokens_per_tile
     element = 4 if port_dtype(model.vision.dtype) == "float32" else 2
@@ -192,15 +199,21 @@ def _pictures(model: Model, load: Load, *, on_cpu: bool, server: bool) -> Iterat
     embeds = tokens * model.decoder.hidden_size * element
     moved = min(tiles, load.tiles_per_run) * features + tiles * embeds
     if server:
-        moved = tiles * (pixels + 2 * features + embeds)
+        look = min(tiles, _look(model, load)) if on_cpu else tiles
+        moved = tiles * pixels + look * (2 * features + embeds)
     yield Item("pictures", "on their way", moved)
-    yield Item("pictures", "of each slot", load.slots * tiles * (embeds if server else embeds + 4 * pixels))
+    held = embeds + (pixels * on_cpu if server else 4 * pixels)
+    yield Item("pictures", "of each slot", load.slots * tiles * held)
     if load.feature_cache_bytes and (on_cpu or not server):  # Triton's own backends keep none
         yield Item("pictures", "feature cache", load.feature_cache_bytes)
     if not server:  # a server's clients cut their own
         yield Item("pictures", "kept cut", KEPT_BYTES)
     if not on_cpu:
         yield Item("pictures", "of a run", load.tiles_per_run * (pixels + features + embeds), "device")
+
+
+def _look(model: Model, load: Load) -> int:
+    return cpu_tiles_per_look(model.vision, load.tiles_per_run, openvino=model.openvino)
 
 
 def _cpu_processes(*, server: bool) -> Iterator[Item]:

@@ -11,7 +11,7 @@ from vitrail.manifest import load_manifest
 from vitrail.plan.memory import KINDS, plan_memory
 from vitrail.plan.model import TARGETS, intermediate_size, model_of
 from vitrail.plan.size import GIB, MIB, parse_size, show_size
-from vitrail.runs import cpu_tiles_per_run
+from vitrail.runs import cpu_tiles_per_look, cpu_tiles_per_run
 from vitrail_export.forms import Wanted, forms
 from vitrail_export.options import ExportOptions
 from vitrail_export.sizes import find_source, sized
@@ -128,6 +128,19 @@ def test_a_cpu_gets_few_large_tiles_at_once_and_openvino_as_many_as_it_may(two_b
     assert cpu_tiles_per_run(dynamic, 8, openvino=True) == 1
     small = vision.model_copy(update={"tokens_per_tile": 64, "feature_size": 1024})
     assert [cpu_tiles_per_run(small, most, openvino=False) for most in (8, 40)] == [8, 16]
+
+
+def test_a_large_tile_is_handed_on_alone_small_ones_together(two_billion):
+    vision = two_billion.vision
+    assert [cpu_tiles_per_look(vision, 8, openvino=on) for on in (False, True)] == [1, 8]
+    small = vision.model_copy(update={"tokens_per_tile": 64, "feature_size": 1024})
+    assert [cpu_tiles_per_look(small, 8, openvino=on) for on in (False, True)] == [16, 16]
+
+
+def test_a_server_s_large_pictures_are_not_on_their_way_as_a_whole(two_billion):
+    items = plan_memory(replace(two_billion, tiles_per_picture=13), LOAD).items
+    (moved,) = (item.size_bytes for item in items if item.part == "on their way")
+    assert moved < 13 * 4 * two_billion.vision.tokens_per_tile * two_billion.vision.feature_size
 
 
 def test_a_load_of_less_than_nothing_is_refused():
