@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,12 @@ IMAGES = {
     "text_only": [],
 }
 MAX_TILES = {"astronaut": 12, "rocket": 12, "two_images": 4, "multi_turn": 4, "text_only": 12}
+
+
+def pytest_configure() -> None:
+    """Processes that a shell starts in the background ignore Ctrl-C, and hand that on: tests interrupt theirs."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @cache

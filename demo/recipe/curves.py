@@ -38,6 +38,7 @@ def read_series(log: Path, names: Sequence[str] | None = None) -> dict[str, list
         "looked",
         "wanted",
         "linked",
+        "counted",
         "code",
         "centres",
         "cover",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from demo.recipe import oracle
 from demo.recipe.asked import NOT_NAMED, asked, token_at
+from demo.recipe.counts import COUNTS, MOST, is_shape, scene_counts
 from demo.recipe.evaluation import message
 from demo.recipe.render.dense import TILE
 from demo.recipe.render.page import Mark, Page, Tag
@@ -63,6 +64,7 @@ class Batch:
     wanted [n, P, KINDS]: the names of that visual token from the key on, with the character's own index.
     links [n, P, LINKS]: for each visual token where those stand that its row and its column begin with, and for each
     token of an answer where the question names these; or IGNORED.
+    counts [n, P, COUNTS, MOST]: for each visual token where those stand that it is counted with (`recipe.counts`).
     """
 
     ids: Tensor
@@ -75,6 +77,7 @@ class Batch:
     orders: Tensor
     wanted: Tensor
     links: Tensor
+    counts: Tensor
 
 
 @lru_cache(maxsize=1)
@@ -91,6 +94,7 @@ class Encoded(NamedTuple):
     orders: Int64
     wanted: Int64
     links: Int64
+    counts: Int64
 
 
 def encode(scene: Scene) -> Encoded:
@@ -125,7 +129,10 @@ def encode(scene: Scene) -> Encoded:
     orders = [each.order for each in looks]
     linked = np.asarray(links)
     linked[places] = _absolute(np.concatenate([page_links(page) for page in scene.pages]), scene, places)
-    return Encoded(*map(np.asarray, (ids, targets, absolute, orders)), wanted, linked)
+    counts = np.full((len(ids), COUNTS, MOST), IGNORED)
+    squares = scene_counts(scene.pages)
+    counts[places] = np.where(squares == IGNORED, IGNORED, places[np.maximum(squares, 0)])
+    return Encoded(*map(np.asarray, (ids, targets, absolute, orders)), wanted, linked, counts)
 
 
 def _asked_places(scene: Scene, turn: Turn, prompt: list[int]) -> tuple[int, ...]:
@@ -153,17 +160,19 @@ def batch(scenes: list[Scene], *, pixels: bool) -> Batch:
         on_device(np.stack([_filled(part, length, fill) for part in parts]))
         for parts, fill in zip(zip(*encoded, strict=True), FILLS, strict=True)
     ]
-    ids, targets, looks, orders, wanted, links = rows
+    ids, targets, looks, orders, wanted, links, counts = rows
     pages = [page for scene in scenes for page in scene.pages]
     codes, covers = (np.concatenate([of(page) for page in pages]) for of in (page_codes, page_covers))
     written = on_device(oracle.written(codes, covers))
     pictures = on_device(np.concatenate([page_tiles(page) for page in pages])) if pixels else written
     names = on_device(np.concatenate([page_names(page) for page in pages]))
-    return Batch(ids, targets, pictures, on_device(codes), written, names, looks, orders, wanted, links)
+    return Batch(
+        ids, targets, pictures, on_device(codes), written, names, looks, orders, wanted, links, counts
+    )
 
 
 # What the ends of shorter sequences are filled with, for each part of `Encoded`.
-FILLS = Encoded(*map(np.asarray, (0, IGNORED, IGNORED, 0, IGNORED, IGNORED)))
+FILLS = Encoded(*map(np.asarray, (0, IGNORED, IGNORED, 0, IGNORED, IGNORED, IGNORED)))
 
 
 def _filled(part: Int64, length: int, fill: Int64) -> Int64:
@@ -201,7 +210,8 @@ def page_links(page: Page) -> Int64:
     heads = {run.words: of for run, of in reversed(list(zip(page.runs, squares, strict=True)))}
     for number, row in groupby(zip(page.runs, squares, strict=True), lambda each: each[0].tag.number):
         printed = list(row)
-        begins = [IGNORED, IGNORED] if number is None else [*printed[0][1][:2], IGNORED][:2]
+        is_row = number is not None and not is_shape(printed[0][0])
+        begins = [*printed[0][1][:2], IGNORED][:2] if is_row else [IGNORED, IGNORED]
         for run, of in printed:
             head = heads[run.tag.head][0] if run.tag.head in heads else IGNORED
             links[of] = *begins, head

@@ -21,7 +21,9 @@ from demo.recipe.state import load, normalized
 from demo.recipe.vision import VisionModel
 
 TILES, PARTS = 20, 2
-NOISE, NAMED_SHARE, WANTED_SHARE, LOOKED_SHARE, LINKED_SHARE = 0.25, 0.5, 0.3, 0.5, 0.5
+NOISE, NAMED_SHARE, WANTED_SHARE, LOOKED_SHARE, LINKED_SHARE, COUNTED_SHARE = 0.25, 0.5, 0.3, 0.5, 0.5, 0.5
+# The heads of the linking layer that count: the one that links nothing counts all, the first one, for shapes, kinds.
+COUNTERS = (LINKS, 0)
 # How far each kind of name rotates a state.
 SHIFTS = (0, 51, 102, 153, 204, 25, 76, 127, 178, 229, 240, 38, 12)
 FIRST_STEPS = 1000
@@ -82,6 +84,7 @@ class Answers:
     that it is found by what it is called.
     linked: cross entropy of the attention of each printed visual token, in three heads of the layer before, with the
     two where its row begins and the one where its column's head begins.
+    counted: divergence of that layer's counting heads from looking alike at all that is counted (`recipe.counts`).
     looked: cross entropy of the watched heads' attention with the visual token of the character to write next.
     Without it, answers stayed at the frequencies of characters for as long as was tried (5,000 samples).
     There is one such head for the first character of a token, one for the second and one for the third: the one
@@ -94,15 +97,17 @@ class Answers:
     wanted: Tensor
     looked: Tensor
     linked: Tensor
+    counted: Tensor
 
     @property
     def total(self) -> Tensor:
         named = NAMED_SHARE * self.named + WANTED_SHARE * self.wanted
-        return self.loss + named + LOOKED_SHARE * self.looked + LINKED_SHARE * self.linked
+        looked = LOOKED_SHARE * self.looked + LINKED_SHARE * self.linked + COUNTED_SHARE * self.counted
+        return self.loss + named + looked
 
     @property
     def figures(self) -> dict[str, float]:
-        names = ("loss", "named", "wanted", "looked", "linked")
+        names = ("loss", "named", "wanted", "looked", "linked", "counted")
         return {name: getattr(self, name).item() for name in names}
 
 
@@ -123,6 +128,7 @@ def answer_loss(model: DemoModel, data: Batch, features: Tensor, context: int) -
         wanted=wanted,
         looked=looked_loss(kept.query, kept.key, data.looks, data.orders),
         linked=linked_loss(linking.query, linking.key, data.links),
+        counted=counted_loss(linking.query, linking.key, data.counts),
     )
 
 
@@ -160,6 +166,25 @@ def linked_loss(query: Tensor, key: Tensor, links: Tensor) -> Tensor:
         return torch.zeros(())
     scores = _scores(query[:, :LINKS], key[:, :LINKS], rows, places)
     return functional.cross_entropy(scores.flatten(0, 1), links[rows, places].flatten(), ignore_index=IGNORED)
+
+
+def counted_loss(query: Tensor, key: Tensor, counts: Tensor) -> Tensor:
+    """How far the COUNTERS among the heads [n, heads, P, size] are from looking alike at the places `counts`
+    [n, P, COUNTS, MOST] and at the beginning of the sequence.
+    """
+    rows, places = (counts != IGNORED).any(-1).any(-1).nonzero(as_tuple=True)
+    if not len(rows):
+        return torch.zeros(())
+    heads = list(COUNTERS)
+    told = _scores(query[:, heads], key[:, heads], rows, places).log_softmax(-1)
+    there = functional.pad(counts[rows, places], (1, 0), value=0)
+    is_told = (there != IGNORED) & (there[..., 1:] != IGNORED).any(-1, keepdim=True)
+    number = is_told.sum(-1)
+    each = (
+        -(told.gather(-1, there.clamp(min=0)) * is_told).sum(-1) / number.clamp(min=1)
+        - number.clamp(min=1).log()
+    )
+    return each[number > 0].mean()
 
 
 def _scores(query: Tensor, key: Tensor, rows: Tensor, places: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
+from demo.recipe.counts import COUNTS, MOST, scene_counts  # noqa: E402
 from demo.recipe.render import fonts  # noqa: E402
 from demo.recipe.render.page import Page, Type  # noqa: E402
 from demo.recipe.scene import Brush, Scene, Turn  # noqa: E402
@@ -21,6 +22,7 @@ from demo.recipe.scenes import MAKERS  # noqa: E402
 from demo.recipe.sequence import BEFORE, HEAD, KEY, KINDS, batch, encode, image_context_id  # noqa: E402
 from demo.recipe.spots import IGNORED, ORDER, token_square  # noqa: E402
 from demo.recipe.tokenizer import runtime_tokenizer  # noqa: E402
+from demo.recipe.train_text import counted_loss  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not fonts.are_installed(), reason=f"needs {fonts.PACKAGES}")
 FIRST_KEY = ORDER + BEFORE
@@ -140,6 +142,46 @@ def test_attention_is_told_where_a_row_begins_and_where_the_question_names_it():
     begun = {_spelled([encoded.ids[at]]).strip() for at in named}
     assert {"total"} < begun
     assert begun <= {*(run.words[0] for run in page.runs), "total", "shop"}
+
+
+def test_a_row_is_counted_with_the_beginnings_of_all_rows_up_to_it():
+    """In every one of its visual tokens, over several tiles; in the sequence, where they stand."""
+    scene = MAKERS["tables"](Brush(random.Random(3), draws=False), grid=(3, 2))
+    (page,) = scene.pages
+    begins = [token_square(page, run.marks[0]) for run in page.runs if run.tag.column == 0]
+    assert len(set(begins)) == len(begins) > 2
+    counts = scene_counts(scene.pages)
+    for run in page.runs:
+        for mark in run.marks:
+            counted = counts[token_square(page, mark), 0]
+            assert sorted(begins[: run.tag.number + 1]) == counted[counted != IGNORED].tolist()
+    encoded = encode(scene)
+    first = int(np.flatnonzero(encoded.ids == image_context_id())[0])
+    told = encoded.counts[first + begins[-1], 0]
+    assert sorted(first + each for each in begins) == told[told != IGNORED].tolist()
+
+
+def test_a_shape_is_counted_with_those_of_its_kind():
+    for seed in range(8):
+        (page,) = MAKERS["shapes"](Brush(random.Random(seed), draws=False)).pages
+        for run in page.runs:
+            counts = scene_counts([page])[token_square(page, run.marks[0])]
+            shapes, alike = (counts != IGNORED).sum(-1)
+            assert (str(alike), shapes) == (run.tag.key, run.tag.number)
+
+
+def test_counting_heads_are_told_to_look_alike_at_all_that_is_counted():
+    """The loss is nothing where the shares are equal and on nothing else, and grows where one of them is left out."""
+    counts = torch.full((1, 5, COUNTS, MOST), IGNORED)
+    counts[0, 4, 0, :2] = torch.tensor([1, 3])
+    query = torch.ones(1, 4, 5, 1)
+    keys = ([0.0, 0, -99, 0, -99], [0.0, -99, -99, 0, -99])
+    losses = [
+        float(counted_loss(query, torch.tensor(key).view(1, 1, 5, 1).expand(1, 4, 5, 1), counts))
+        for key in keys
+    ]
+    assert losses[0] == pytest.approx(0, abs=1e-5)
+    assert losses[1] > 10
 
 
 def _spelled(names):
