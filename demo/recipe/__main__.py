@@ -71,7 +71,10 @@ def train_part(arguments: argparse.Namespace) -> None:
 
 
 def start_from_checkpoint(arguments: argparse.Namespace) -> None:
-    resume_from(arguments.checkpoint, arguments.directory)
+    try:
+        resume_from(arguments.checkpoint, arguments.directory)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def _train(directory: Path, part: Part, *, hours: float) -> None:

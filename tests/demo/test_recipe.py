@@ -265,6 +265,20 @@ def test_a_checkpoint_of_other_depth_is_not_gone_on_from(tmp_path):
         resume_from(tmp_path / "checkpoint", tmp_path)
 
 
+def test_a_checkpoint_that_is_not_there_is_told(tmp_path, monkeypatch):
+    options = ["--from", str(tmp_path), "--directory", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["recipe", "resume", *options])
+    with pytest.raises(SystemExit, match=r"^error: .*model\.safetensors"):
+        recipe.main()
+
+
+def test_any_letter_of_a_word_may_be_changed_into_no_word_of_the_list():
+    rng = random.Random(1)
+    made = {words.changed(rng, "bench") for _ in range(2000)}
+    assert {"bencch", "ench", "bnech", "benca", "xench"} <= made
+    assert {each for each in made if each in words.WORDS} <= {"bench"}
+
+
 def test_a_price_is_named_after_its_row():
     """Every visual token of a price carries the first letters of what it is the price of."""
     scene = MAKERS["receipts"](Brush(random.Random(3), draws=False), grid=(2, 2))

@@ -76,7 +76,7 @@ def changed(rng: random.Random, name: str) -> str:
     """One or two letters doubled, left out, exchanged for another or for the next; never a held-out word."""
     letters = list(name)
     for _ in range(rng.randint(1, 2)):
-        at, change = rng.randrange(len(letters) - 1), rng.randrange(4)
+        at, change = rng.randrange(len(letters)), rng.randrange(4)
         if change == 0 and len(letters) < LONGEST:
             letters.insert(at, letters[at])
         elif change == 1 and len(letters) > 2:
