@@ -18,7 +18,10 @@ Offsets = tuple[int, int, int]
 
 
 def asked(question: str, tags: Iterable[Tag]) -> Offsets:
-    """Offsets of the first and the second character of the key, and of the head; of a shape its colour and its name."""
+    """Offsets of the first and the second character of the key, and of the head; of a shape its colour and its name.
+
+    What stands to the right of a shape has its colour as the head.
+    """
     words = {each.group(): each.start() for each in re.finditer(r"[A-Za-z]+|\d+", question)}
     tags = list(tags)
     head = _named(words, (tag.head for tag in tags))
@@ -26,7 +29,7 @@ def asked(question: str, tags: Iterable[Tag]) -> Offsets:
         return first, first + 1 if question[first + 1 : first + 2].isalnum() else NOT_NAMED, head
     colour, thing = _named(words, COLOURS), _named(words, THINGS)
     if NOT_NAMED not in (colour, thing) or colour != thing:
-        return colour, thing, NOT_NAMED
+        return colour, thing, colour if "right" in words else NOT_NAMED
     return _named(words, (each for each in words if each in OTHERS or each.isdigit())), NOT_NAMED, head
 
 

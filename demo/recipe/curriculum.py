@@ -19,8 +19,8 @@ PICTURES = {"two_pictures": 2, "clip": 4}
 FIRST = {"numbers": 2, "words": 2, "codes": 2, "lines": 3, "passages": 8}
 MIXED = {
     "passages": 4,
-    "numbers": 3, "words": 6, "codes": 4, "lines": 6, "no_text": 1, "receipts": 8, "tables": 16, "signs": 9,
-    "shapes": 9, "bar_charts": 2, "boxes": 6, "two_pictures": 1, "clip": 0.5,
+    "numbers": 3, "words": 6, "codes": 4, "lines": 6, "no_text": 1, "receipts": 8, "tables": 22, "signs": 9,
+    "shapes": 20, "bar_charts": 2, "boxes": 8, "two_pictures": 1, "clip": 0.5,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A deeper language model that computes what a shallower one did: new layers before the linking one add nothing yet."""
+"""A deeper language model that computes what a shallower one did: new layers before the counting one add nothing yet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from demo.recipe.loop import Stage
-from demo.recipe.model import AFTER_LINKING, Shape
+from demo.recipe.model import AFTER_COUNTING, Shape
 from demo.recipe.state import load, parts_of, save
 
 LAYERS = "language_model.model.layers."
@@ -37,9 +37,9 @@ def layers_of(weights: dict[str, Tensor]) -> int:
 
 def _weight(name: str, fresh: Tensor, weights: dict[str, Tensor], *, old: int, new: int) -> Tensor:
     number, part = name[len(LAYERS) :].split(".", 1)
-    at, kept_before = int(number), old - AFTER_LINKING
+    at, kept_before = int(number), old - AFTER_COUNTING
     if at < kept_before:
         return weights[name]
-    if at >= new - AFTER_LINKING:
+    if at >= new - AFTER_COUNTING:
         return weights[f"{LAYERS}{at - new + old}.{part}"]
     return torch.zeros_like(fresh) if part in SILENT else fresh

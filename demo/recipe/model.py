@@ -7,6 +7,7 @@ model computes: a new vision layer starts with layer scales of 0, a new text lay
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +18,10 @@ from demo.recipe.attend import attend
 from demo.recipe.vision import VisionModel
 
 ROPE_THETA = 10000.0
-# The watched layer and those behind it; and with the linking one before it.
+# The watched layer and those behind it; with the linking one before it, and with the counting one before that.
 AFTER_WATCHED = 2
 AFTER_LINKING = AFTER_WATCHED + 1
+AFTER_COUNTING = AFTER_LINKING + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +120,15 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.model.tok_embeddings.weight, std=0.5)
         nn.init.normal_(self.output.weight, std=0.02)
 
-    def hidden(self, embeds: Tensor, linking: Kept | None = None, watched: Kept | None = None) -> Tensor:
+    def hidden(self, embeds: Tensor, *, kept: Sequence[Kept] = ()) -> Tensor:
         """Embeddings [n, P, d] -> normed hidden states [n, P, d].
 
-        `watched` is filled by the watched layer, `linking` by the one before it.
+        `kept` is filled by the counting layer, the linking one and the watched one, which follow each other.
         """
-        rope, at_watched = rotations(embeds.shape[1], self.head_size), len(self.model.layers) - AFTER_WATCHED
+        rope = rotations(embeds.shape[1], self.head_size)
+        filled = dict(enumerate(kept, len(self.model.layers) - AFTER_COUNTING))
         for at, layer in enumerate(self.model.layers):
-            embeds = layer(embeds, rope, {at_watched - 1: linking, at_watched: watched}.get(at))
+            embeds = layer(embeds, rope, filled.get(at))
         return self.model.norm(embeds)
 
 

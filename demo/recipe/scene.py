@@ -17,13 +17,15 @@ Box = tuple[int, int, int, int]
 class Turn(NamedTuple):
     """A question and its answer; `box` where the answer is a place.
 
-    `shown`: which run of all pages, one after the other, tells the answer where it is not looked for as printed.
+    `shown`: which run of all pages, one after the other, tells the answer where it is not looked for as printed;
+    `counted`: which runs of the only page the answer counts.
     """
 
     question: str
     answer: str
     box: Box | None = None
     shown: int | None = None
+    counted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from demo.recipe import oracle
 from demo.recipe.asked import NOT_NAMED, asked, token_at
-from demo.recipe.counts import COUNTS, MOST, is_shape, scene_counts
+from demo.recipe.counts import MOST, counted, scene_counts
 from demo.recipe.evaluation import message
 from demo.recipe.render.dense import TILE
 from demo.recipe.render.page import Mark, Page, Tag
 from demo.recipe.scene import Scene, Turn
 from demo.recipe.spots import (
+    BEGINNING,
     IGNORED,
     NOWHERE,
     ORDER,
@@ -43,6 +45,7 @@ LEGIBLE_PX = 17
 # a line is; the index.
 BEFORE, KEY, HEAD, NUMBER, COLUMN, INDEX = 2, 3, 2, 1, 1, 1
 KINDS = ORDER + BEFORE + KEY + HEAD + NUMBER + COLUMN + INDEX
+HEADS = slice(ORDER + BEFORE + KEY, ORDER + BEFORE + KEY + HEAD)
 # Visual tokens that each is told to look at: the first two of its row, and the first of its column's head.
 LINKS = 3
 UNLINKED = (IGNORED,) * LINKS
@@ -64,7 +67,8 @@ class Batch:
     wanted [n, P, KINDS]: the names of that visual token from the key on, with the character's own index.
     links [n, P, LINKS]: for each visual token where those stand that its row and its column begin with, and for each
     token of an answer where the question names these; or IGNORED.
-    counts [n, P, COUNTS, MOST]: for each visual token where those stand that it is counted with (`recipe.counts`).
+    counts [n, P, MOST]: for each visual token where those stand that are counted there, and in `tallies` for each answer
+    that is a number where those stand that it counts (`recipe.counts`); or IGNORED.
     """
 
     ids: Tensor
@@ -78,6 +82,7 @@ class Batch:
     wanted: Tensor
     links: Tensor
     counts: Tensor
+    tallies: Tensor
 
 
 @lru_cache(maxsize=1)
@@ -95,6 +100,7 @@ class Encoded(NamedTuple):
     wanted: Int64
     links: Int64
     counts: Int64
+    tallies: Int64
 
 
 def encode(scene: Scene) -> Encoded:
@@ -105,6 +111,7 @@ def encode(scene: Scene) -> Encoded:
     targets: list[int] = []
     looks: list[Spot] = []
     links: list[tuple[int, ...]] = []
+    counts: dict[int, tuple[int, ...]] = {}
     tiles = [tile_count(page) for page in scene.pages]
     for at, turn in enumerate(scene.turns):
         question = message(scene.skill, turn.question, len(tiles)) if at == 0 else turn.question
@@ -115,24 +122,45 @@ def encode(scene: Scene) -> Encoded:
         looks += [NOWHERE] * (len(prompt) - len(ids) - 1) + answer_spots(scene, turn, answer, printed)
         links += [UNLINKED] * (len(prompt) - len(ids) - 1)
         links += [_asked_places(scene, turn, prompt)] * len(answer)
+        counts[len(prompt) - 1] = turn.counted
         ids = [*prompt, *answer]
         targets, looks, links = [*targets, IGNORED], [*looks, NOWHERE], [*links, UNLINKED]
         turns.append(("assistant", turn_segments(turn.answer, [])))
     places = np.flatnonzero(np.asarray(ids) == image_context_id())
-    absolute = [IGNORED if each == NOWHERE else int(places[each.square]) for each in looks]
+    shown = placed(np.asarray([each.square for each in looks]), places)
+    orders = [each.order for each in looks]
+    wanted = _wanted(scene, looks, links)
+    linked = np.asarray(links)
+    linked[places] = _earlier(placed(_scene_links(scene.pages), places), places)
+    told = (placed(each, places) for each in _counts(scene, places, counts, len(ids)))
+    return Encoded(*map(np.asarray, (ids, targets, shown, orders)), wanted, linked, *told)
+
+
+def _wanted(scene: Scene, looks: list[Spot], links: list[tuple[int, ...]]) -> Int64:
+    """`Batch.wanted`; of a shape, whose kind and colour the question names, only the head, where it names that, too."""
     names = np.concatenate([page_names(page) for page in scene.pages]).reshape(-1, KINDS)
-    wanted = np.full((len(ids), KINDS), IGNORED)
-    for at, spot in enumerate(looks):
-        if spot != NOWHERE:
+    shapes = {
+        token_square(page, run.marks[0]) for page in scene.pages[:1] for run in page.runs if run.is_shape
+    }
+    wanted = np.full((len(looks), KINDS), IGNORED)
+    for at, (spot, (*_, head)) in enumerate(zip(looks, links, strict=True)):
+        if spot.square in shapes:
+            wanted[at, HEADS] = names[spot.square, HEADS] if head != IGNORED else IGNORED
+        elif spot.square >= 0:
             wanted[at, ORDER + BEFORE :] = names[spot.square, ORDER + BEFORE :]
             wanted[at, -1] = IGNORED if names[spot.square, -1] == IGNORED else index_name(spot.index)
-    orders = [each.order for each in looks]
-    linked = np.asarray(links)
-    linked[places] = _absolute(np.concatenate([page_links(page) for page in scene.pages]), scene, places)
-    counts = np.full((len(ids), COUNTS, MOST), IGNORED)
-    squares = scene_counts(scene.pages)
-    counts[places] = np.where(squares == IGNORED, IGNORED, places[np.maximum(squares, 0)])
-    return Encoded(*map(np.asarray, (ids, targets, absolute, orders)), wanted, linked, counts)
+    return wanted
+
+
+def _counts(
+    scene: Scene, places: Int64, asked_at: dict[int, tuple[int, ...]], length: int
+) -> tuple[Int64, Int64]:
+    """`Batch.counts` and `tallies` as squares; `asked_at`: where an answer begins, the runs that it counts."""
+    counts, tallies = np.full((2, length, MOST), IGNORED)
+    counts[places] = scene_counts(scene.pages)
+    for at, runs in asked_at.items():
+        tallies[at] = counted(scene.pages[0], runs)
+    return counts, tallies
 
 
 def _asked_places(scene: Scene, turn: Turn, prompt: list[int]) -> tuple[int, ...]:
@@ -144,12 +172,15 @@ def _asked_places(scene: Scene, turn: Turn, prompt: list[int]) -> tuple[int, ...
     return tuple(IGNORED if each == NOT_NAMED else start + token_at(question, each) for each in offsets)
 
 
-def _absolute(links: Int64, scene: Scene, places: Int64) -> Int64:
-    """Squares counted by page [m, LINKS] -> places in the sequence; IGNORED where they are still to come."""
-    squares = [tile_count(page) * TOKENS_PER_TILE for page in scene.pages]
-    first = np.repeat(np.cumsum([0, *squares[:-1]]), squares)[:, None]
-    there = places[np.where(links == IGNORED, 0, links + first)]
-    return np.where((links == IGNORED) | (there > places[:, None]), IGNORED, there)
+def placed(squares: Int64, places: Int64) -> Int64:
+    """Where in the sequence, whose visual tokens are at `places`, squares are that are counted over all pages."""
+    there = np.where(squares == BEGINNING.square, 0, IGNORED)
+    return np.where(squares >= 0, places[np.maximum(squares, 0)], there)
+
+
+def _earlier(links: Int64, places: Int64) -> Int64:
+    """IGNORED where they are still to come."""
+    return np.where(links > places[:, None], IGNORED, links)
 
 
 def batch(scenes: list[Scene], *, pixels: bool) -> Batch:
@@ -160,19 +191,19 @@ def batch(scenes: list[Scene], *, pixels: bool) -> Batch:
         on_device(np.stack([_filled(part, length, fill) for part in parts]))
         for parts, fill in zip(zip(*encoded, strict=True), FILLS, strict=True)
     ]
-    ids, targets, looks, orders, wanted, links, counts = rows
+    ids, targets, looks, orders, wanted, links, *counted_there = rows
     pages = [page for scene in scenes for page in scene.pages]
     codes, covers = (np.concatenate([of(page) for page in pages]) for of in (page_codes, page_covers))
     written = on_device(oracle.written(codes, covers))
     pictures = on_device(np.concatenate([page_tiles(page) for page in pages])) if pixels else written
     names = on_device(np.concatenate([page_names(page) for page in pages]))
     return Batch(
-        ids, targets, pictures, on_device(codes), written, names, looks, orders, wanted, links, counts
+        ids, targets, pictures, on_device(codes), written, names, looks, orders, wanted, links, *counted_there
     )
 
 
 # What the ends of shorter sequences are filled with, for each part of `Encoded`.
-FILLS = Encoded(*map(np.asarray, (0, IGNORED, IGNORED, 0, IGNORED, IGNORED, IGNORED)))
+FILLS = Encoded(*map(np.asarray, (0, IGNORED, IGNORED, 0, IGNORED, IGNORED, IGNORED, IGNORED)))
 
 
 def _filled(part: Int64, length: int, fill: Int64) -> Int64:
@@ -203,17 +234,30 @@ def page_names(page: Page) -> Int64:
     return names
 
 
+def _scene_links(pages: Sequence[Page]) -> Int64:
+    """`page_links` of all pages, squares counted over all of them."""
+    parts, first = [], 0
+    for page in pages:
+        links = page_links(page)
+        parts.append(np.where(links >= 0, links + first, links))
+        first += len(links)
+    return np.concatenate(parts)
+
+
 def page_links(page: Page) -> Int64:
-    """[squares, LINKS]: for each printed square those that its row and its column begin with, or IGNORED."""
+    """[squares, LINKS]: for each printed square those that its row and its column begin with, or IGNORED; for a shape
+    the one to its left, the sequence's beginning where there is none.
+    """
     links = np.full((tile_count(page) * TOKENS_PER_TILE, LINKS), IGNORED)
     squares = [list(dict.fromkeys(token_square(page, mark) for mark in run.marks)) for run in page.runs]
-    heads = {run.words: of for run, of in reversed(list(zip(page.runs, squares, strict=True)))}
+    heads = {run.heading: of for run, of in reversed(list(zip(page.runs, squares, strict=True)))}
     for number, row in groupby(zip(page.runs, squares, strict=True), lambda each: each[0].tag.number):
         printed = list(row)
-        is_row = number is not None and not is_shape(printed[0][0])
+        is_row = number is not None and not printed[0][0].is_shape
         begins = [*printed[0][1][:2], IGNORED][:2] if is_row else [IGNORED, IGNORED]
         for run, of in printed:
-            head = heads[run.tag.head][0] if run.tag.head in heads else IGNORED
+            beside = BEGINNING.square if run.is_shape and run.tag.head == "" else IGNORED
+            head = heads[run.tag.head][0] if run.tag.head in heads else beside
             links[of] = *begins, head
     return links
 

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from demo.recipe.asked import token_at
+from demo.recipe.questions import NOTHING
 from demo.recipe.render.dense import SQUARE, TILE
 from demo.recipe.render.page import Mark, Page, Run
 from demo.recipe.scene import Scene, Turn
@@ -31,6 +32,8 @@ class Spot(NamedTuple):
 
 
 NOWHERE = Spot(IGNORED, 0)
+# Of the sequence, where nothing is.
+BEGINNING = Spot(-1, 0)
 
 
 def printed_lines(scene: Scene) -> dict[str, list[Spot]]:
@@ -81,6 +84,8 @@ def answer_spots(
     scene: Scene, turn: Turn, answer: Sequence[int], printed: dict[str, list[Spot]]
 ) -> list[Spot]:
     """For each token of an answer, its end the last, where to look; all NOWHERE where tokens are not characters."""
+    if turn.answer == NOTHING:
+        return [*[BEGINNING] * (len(answer) - 1), NOWHERE]
     if turn.shown is not None:
         return [*_shown(scene, turn.shown, turn, answer[:-1]), NOWHERE]
     lines = turn.answer.split("\n")

@@ -22,8 +22,6 @@ from demo.recipe.vision import VisionModel
 
 TILES, PARTS = 20, 2
 NOISE, NAMED_SHARE, WANTED_SHARE, LOOKED_SHARE, LINKED_SHARE, COUNTED_SHARE = 0.25, 0.5, 0.3, 0.5, 0.5, 0.5
-# The heads of the linking layer that count: the one that links nothing counts all, the first one, for shapes, kinds.
-COUNTERS = (LINKS, 0)
 # How far each kind of name rotates a state.
 SHIFTS = (0, 51, 102, 153, 204, 25, 76, 127, 178, 229, 240, 38, 12)
 FIRST_STEPS = 1000
@@ -84,7 +82,8 @@ class Answers:
     that it is found by what it is called.
     linked: cross entropy of the attention of each printed visual token, in three heads of the layer before, with the
     two where its row begins and the one where its column's head begins.
-    counted: divergence of that layer's counting heads from looking alike at all that is counted (`recipe.counts`).
+    counted: divergence of a head, a layer earlier, from looking alike at all that is counted (`recipe.counts`).
+    tallied: the same of the watched layer's last head where an answer says how many there are.
     looked: cross entropy of the watched heads' attention with the visual token of the character to write next.
     Without it, answers stayed at the frequencies of characters for as long as was tried (5,000 samples).
     There is one such head for the first character of a token, one for the second and one for the third: the one
@@ -98,37 +97,39 @@ class Answers:
     looked: Tensor
     linked: Tensor
     counted: Tensor
+    tallied: Tensor
 
     @property
     def total(self) -> Tensor:
         named = NAMED_SHARE * self.named + WANTED_SHARE * self.wanted
-        looked = LOOKED_SHARE * self.looked + LINKED_SHARE * self.linked + COUNTED_SHARE * self.counted
-        return self.loss + named + looked
+        looked = LOOKED_SHARE * self.looked + LINKED_SHARE * self.linked
+        return self.loss + named + looked + COUNTED_SHARE * (self.counted + self.tallied)
 
     @property
     def figures(self) -> dict[str, float]:
-        names = ("loss", "named", "wanted", "looked", "linked", "counted")
+        names = ("loss", "named", "wanted", "looked", "linked", "counted", "tallied")
         return {name: getattr(self, name).item() for name in names}
 
 
 def answer_loss(model: DemoModel, data: Batch, features: Tensor, context: int) -> Answers:
     with torch.autocast(features.device.type, dtype=torch.bfloat16):
         embeds = model.spliced(data.ids, model.project(features), context)
-        linking, kept = Kept(), Kept()
-        hidden = model.language_model.hidden(embeds, linking, kept)
+        counting, linking, watched = kept = Kept(), Kept(), Kept()
+        hidden = model.language_model.hidden(embeds, kept=kept)
         answers = model.language_model.output(hidden[data.targets != IGNORED]).float()
-        named = named_loss(model, kept.states[data.ids == context], data.names.flatten(0, 1))
+        named = named_loss(model, watched.states[data.ids == context], data.names.flatten(0, 1))
         is_read = data.looks != IGNORED
-        wanted = named_loss(model, kept.states[is_read], data.wanted[is_read])
+        wanted = named_loss(model, watched.states[is_read], data.wanted[is_read])
     targets = data.targets[data.targets != IGNORED]
     return Answers(
         loss=functional.cross_entropy(answers, targets),
         right=(answers.argmax(-1) == targets).float().mean().item(),
         named=named,
         wanted=wanted,
-        looked=looked_loss(kept.query, kept.key, data.looks, data.orders),
+        looked=looked_loss(watched.query, watched.key, data.looks, data.orders),
         linked=linked_loss(linking.query, linking.key, data.links),
-        counted=counted_loss(linking.query, linking.key, data.counts),
+        counted=counted_loss(counting.query[:, 0], counting.key[:, 0], data.counts),
+        tallied=counted_loss(watched.query[:, ORDER], watched.key[:, ORDER], data.tallies),
     )
 
 
@@ -169,22 +170,17 @@ def linked_loss(query: Tensor, key: Tensor, links: Tensor) -> Tensor:
 
 
 def counted_loss(query: Tensor, key: Tensor, counts: Tensor) -> Tensor:
-    """How far the COUNTERS among the heads [n, heads, P, size] are from looking alike at the places `counts`
-    [n, P, COUNTS, MOST] and at the beginning of the sequence.
+    """How far a head [n, P, size] is from looking alike at the places `counts` [n, P, MOST] and at the beginning of the
+    sequence.
     """
-    rows, places = (counts != IGNORED).any(-1).any(-1).nonzero(as_tuple=True)
+    rows, places = (counts != IGNORED).any(-1).nonzero(as_tuple=True)
     if not len(rows):
         return torch.zeros(())
-    heads = list(COUNTERS)
-    told = _scores(query[:, heads], key[:, heads], rows, places).log_softmax(-1)
+    told = _scores(query[:, None], key[:, None], rows, places)[:, 0].log_softmax(-1)
     there = functional.pad(counts[rows, places], (1, 0), value=0)
-    is_told = (there != IGNORED) & (there[..., 1:] != IGNORED).any(-1, keepdim=True)
+    is_told = there != IGNORED
     number = is_told.sum(-1)
-    each = (
-        -(told.gather(-1, there.clamp(min=0)) * is_told).sum(-1) / number.clamp(min=1)
-        - number.clamp(min=1).log()
-    )
-    return each[number > 0].mean()
+    return (-(told.gather(-1, there.clamp(min=0)) * is_told).sum(-1) / number - number.log()).mean()
 
 
 def _scores(query: Tensor, key: Tensor, rows: Tensor, places: Tensor) -> Tensor:

@@ -213,14 +213,14 @@ def test_a_model_that_grew_computes_what_it_did(tmp_path, monkeypatch):
         with torch.no_grad():
             return model.logits(data.ids, data.pictures, image_context_id())
 
-    monkeypatch.setattr(train_text, "Shape", lambda: Shape(text_layers=3))
+    monkeypatch.setattr(train_text, "Shape", lambda: Shape(text_layers=5))
     small = train_text.stage()
     save(tmp_path / "text.pt", step=7, samples=9, **parts_of(small.model, small.optimizers))
     monkeypatch.setattr(train_text, "Shape", Shape)
     large = train_text.stage()
     grow(large, tmp_path / "text.pt")
     assert resume(large, tmp_path / "text.pt") == (7, 9)
-    assert len(large.model.language_model.model.layers) == Shape().text_layers > 3
+    assert len(large.model.language_model.model.layers) == Shape().text_layers > 5
     assert torch.allclose(logits(large.model), logits(small.model), atol=1e-5)
 
 

@@ -14,12 +14,24 @@ sys.path.insert(0, str(ROOT))
 
 torch = pytest.importorskip("torch")
 
-from demo.recipe.counts import COUNTS, MOST, scene_counts  # noqa: E402
+from demo.recipe import questions  # noqa: E402
+from demo.recipe.counts import MOST, scene_counts  # noqa: E402
 from demo.recipe.render import fonts  # noqa: E402
-from demo.recipe.render.page import Page, Type  # noqa: E402
+from demo.recipe.render.dense import TILE  # noqa: E402
+from demo.recipe.render.page import Page, Tag, Type  # noqa: E402
 from demo.recipe.scene import Brush, Scene, Turn  # noqa: E402
 from demo.recipe.scenes import MAKERS  # noqa: E402
-from demo.recipe.sequence import BEFORE, HEAD, KEY, KINDS, batch, encode, image_context_id  # noqa: E402
+from demo.recipe.sequence import (  # noqa: E402
+    BEFORE,
+    HEAD,
+    HEADS,
+    KEY,
+    KINDS,
+    batch,
+    encode,
+    image_context_id,
+    page_names,
+)
 from demo.recipe.spots import IGNORED, ORDER, token_square  # noqa: E402
 from demo.recipe.tokenizer import runtime_tokenizer  # noqa: E402
 from demo.recipe.train_text import counted_loss  # noqa: E402
@@ -84,18 +96,6 @@ def test_each_number_of_a_box_is_read_off_the_corner_that_says_it():
     assert corners >= 24
 
 
-def test_a_count_is_told_by_the_last_that_is_counted():
-    """Its visual token has seen all of them, and is named by how many they are."""
-    for seed in range(8):
-        scene = MAKERS["shapes"](Brush(random.Random(seed), draws=False))
-        names = batch([scene], pixels=False).names.flatten(0, 1)
-        for turn in scene.turns:
-            if turn.question.startswith("How many"):
-                (digit, square), *_ = _told(scene, turn)
-                kind = NUMBER if "shapes" in turn.question else FIRST_KEY
-                assert (digit, _spelled([names[square, kind]])) == (turn.answer, turn.answer)
-
-
 def test_the_value_of_a_bar_is_read_off_its_label():
     scene = MAKERS["bar_charts"](Brush(random.Random(5), draws=False))
     (page,) = scene.pages
@@ -144,42 +144,99 @@ def test_attention_is_told_where_a_row_begins_and_where_the_question_names_it():
     assert begun <= {*(run.words[0] for run in page.runs), "total", "shop"}
 
 
-def test_a_row_is_counted_with_the_beginnings_of_all_rows_up_to_it():
-    """In every one of its visual tokens, over several tiles; in the sequence, where they stand."""
+def test_a_row_is_counted_where_it_begins_with_those_before_it():
+    """Over several tiles, the row of heads left out; in the sequence, where they stand."""
     scene = MAKERS["tables"](Brush(random.Random(3), draws=False), grid=(3, 2))
     (page,) = scene.pages
     begins = [token_square(page, run.marks[0]) for run in page.runs if run.tag.column == 0]
-    assert len(set(begins)) == len(begins) > 2
+    assert len(set(begins)) == len(begins) > 3
     counts = scene_counts(scene.pages)
-    for run in page.runs:
-        for mark in run.marks:
-            counted = counts[token_square(page, mark), 0]
-            assert sorted(begins[: run.tag.number + 1]) == counted[counted != IGNORED].tolist()
+    for number, square in enumerate(begins):
+        assert begins[1 : number + 1] == counts[square][counts[square] != IGNORED].tolist()
+    assert (np.delete(counts, begins, 0) == IGNORED).all()
     encoded = encode(scene)
     first = int(np.flatnonzero(encoded.ids == image_context_id())[0])
-    told = encoded.counts[first + begins[-1], 0]
-    assert sorted(first + each for each in begins) == told[told != IGNORED].tolist()
+    told = encoded.counts[first + begins[-1]]
+    assert [first + each for each in begins[1:]] == told[told != IGNORED].tolist()
 
 
-def test_a_shape_is_counted_with_those_of_its_kind():
+def test_rows_that_begin_before_earlier_ones_are_not_counted():
+    """A line of a board that begins in the second tile comes after the next one, which begins in the first."""
+    page, style = Page(2 * TILE, TILE, draws=False), Type("dejavu/DejaVuSansMono", 20, (0, 0, 0))
+    page.text(300, 40, "open", style, Tag("open", number=1))
+    page.text(10, 90, "today", style, Tag("today", number=2))
+    assert (scene_counts([page]) == IGNORED).all()
+
+
+def test_a_shape_is_counted_with_those_before_it():
     for seed in range(8):
         (page,) = MAKERS["shapes"](Brush(random.Random(seed), draws=False)).pages
         for run in page.runs:
             counts = scene_counts([page])[token_square(page, run.marks[0])]
-            shapes, alike = (counts != IGNORED).sum(-1)
-            assert (str(alike), shapes) == (run.tag.key, run.tag.number)
+            assert (counts != IGNORED).sum() == run.tag.number
 
 
-def test_counting_heads_are_told_to_look_alike_at_all_that_is_counted():
+def test_an_answer_counts_what_it_tells_the_number_of():
+    asked = 0
+    for seed in range(8):
+        scene = MAKERS["shapes"](Brush(random.Random(seed), draws=False))
+        encoded = encode(scene)
+        first = int(np.flatnonzero(encoded.ids == image_context_id())[0])
+        for turn, begin in zip(scene.turns, _answers(encoded.targets), strict=True):
+            if turn.question.startswith("How many"):
+                told = encoded.tallies[begin]
+                kinds = [run.pieces[1] for run in scene.pages[0].runs]
+                places = [first + token_square(scene.pages[0], run.marks[0]) for run in scene.pages[0].runs]
+                alike = [at for at, kind in zip(places, kinds, strict=True) if kind in turn.question]
+                assert told[told != IGNORED].tolist() == sorted(alike or places)
+                assert len(alike or places) == int(turn.answer)
+                asked += 1
+    assert asked > 8
+
+
+def test_what_stands_to_the_right_is_looked_for_by_what_stands_to_its_left():
+    """Its visual token is told the colour of the shape before it, and where that is; of one alone, that it is alone."""
+    found = {"beside": 0, "nothing": 0}
+    for seed in range(60):
+        scene = MAKERS["shapes"](Brush(random.Random(seed), draws=False))
+        (page,) = scene.pages
+        encoded = encode(scene)
+        first = int(np.flatnonzero(encoded.ids == image_context_id())[0])
+        squares = {run.pieces[0]: token_square(page, run.marks[0]) for run in page.runs}
+        for turn, begin in zip(scene.turns, _answers(encoded.targets), strict=True):
+            if "to the right" not in turn.question:
+                continue
+            colour = turn.question.split()[-2]
+            if turn.answer == questions.NOTHING:
+                assert encoded.looks[begin] == 0
+                found["nothing"] += 1
+            elif encoded.looks[begin] != IGNORED:
+                square = squares[turn.answer.split()[1]]
+                assert encoded.looks[begin] == first + square
+                assert (
+                    _spelled(encoded.wanted[begin])
+                    == colour[-2:]
+                    == _spelled(page_names(page)[0, square, HEADS])
+                )
+                assert encoded.links[first + square, 2] == first + squares[colour] < first + square
+                assert _spelled([encoded.ids[encoded.links[begin, 2]]]).strip() == colour
+                found["beside"] += 1
+    assert min(found.values()) >= 8
+
+
+def _answers(targets):
+    """Where each answer begins."""
+    told = np.flatnonzero(targets != IGNORED)
+    return [int(at) for at in told if at - 1 not in told]
+
+
+def test_a_counting_head_is_told_to_look_alike_at_all_that_is_counted():
     """The loss is nothing where the shares are equal and on nothing else, and grows where one of them is left out."""
-    counts = torch.full((1, 5, COUNTS, MOST), IGNORED)
-    counts[0, 4, 0, :2] = torch.tensor([1, 3])
-    query = torch.ones(1, 4, 5, 1)
+    counts = torch.full((1, 5, MOST), IGNORED)
+    counts[0, 4, :2] = torch.tensor([1, 3])
+    query = torch.ones(1, 5, 1)
     keys = ([0.0, 0, -99, 0, -99], [0.0, -99, -99, 0, -99])
-    losses = [
-        float(counted_loss(query, torch.tensor(key).view(1, 1, 5, 1).expand(1, 4, 5, 1), counts))
-        for key in keys
-    ]
+    losses = [float(counted_loss(query, torch.tensor(key).view(1, 5, 1), counts)) for key in keys]
     assert losses[0] == pytest.approx(0, abs=1e-5)
     assert losses[1] > 10
 

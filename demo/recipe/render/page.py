@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from demo.recipe.render.charset import CHARACTER_CLASS
+from demo.recipe.render.charset import CHARACTER_CLASS, SHAPES
 from demo.recipe.render.fonts import face
 
 Rgb = tuple[int, int, int]
@@ -54,6 +54,15 @@ class Run(NamedTuple):
     @property
     def words(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def is_shape(self) -> bool:
+        return self.pieces[-1] in SHAPES
+
+    @property
+    def heading(self) -> str:
+        """What it is called as the head of others: a shape by the last two letters of its colour, which no other has."""
+        return self.pieces[0][-2:] if self.is_shape else self.words
 
 
 class Type(NamedTuple):

@@ -14,6 +14,7 @@ from demo.recipe.scene import Brush, Scene, Turn
 
 CELLS = 3
 FEW_QUESTIONS = 3
+NOTHING_SHARE = 0.4
 LIGHT = ((255, 255, 255), (245, 240, 225), (225, 235, 245), (230, 230, 230))
 
 
@@ -26,15 +27,15 @@ def shapes(brush: Brush) -> Scene:
     turns = [_count("shapes", page.runs, SHAPES)]
     for colour, shape in dict.fromkeys((first, *sorted(placed)[: brush.questions - FEW_QUESTIONS])):
         turns += [turn for turn in _about(placed, page.runs, colour, shape) if turn not in turns]
+    if brush.which == "train":  # mostly there is nothing, which would be all that is learned
+        turns = [turn for turn in turns if turn.answer != ask.NOTHING or rng.random() < NOTHING_SHARE]
     rng.shuffle(turns)
     return Scene("shapes", (page,), tuple(turns))
 
 
 def _count(name: str, runs: list[Run], kinds: Sequence[str]) -> Turn:
-    """How many there are of some kinds, as the last of them is told."""
-    alike = [at for at, run in enumerate(runs) if run.pieces[1] in kinds]
-    last = max(alike, key=lambda at: runs[at].tag.number or 0)
-    return Turn(ask.COUNT.format(name), str(len(alike)), shown=last)
+    alike = tuple(at for at, run in enumerate(runs) if run.pieces[1] in kinds)
+    return Turn(ask.COUNT.format(name), str(len(alike)), counted=alike)
 
 
 def _about(
@@ -47,15 +48,17 @@ def _about(
         turns.append(Turn(ask.COLOUR_OF.format(shape), colour, shown=at))
     if sum(each == colour for each, _ in placed) == 1:
         turns.append(Turn(ask.SHAPE_OF.format(colour), shape, shown=at))
-    return [*turns, _beside(placed, colour, shape)]
+    return [*turns, _beside(placed, runs, colour, shape)]
 
 
-def _beside(placed: dict[tuple[str, str], tuple[int, int]], colour: str, shape: str) -> Turn:
+def _beside(placed: dict[tuple[str, str], tuple[int, int]], runs: list[Run], colour: str, shape: str) -> Turn:
+    """What stands in the next place, which is looked for there where its head is known to name this one."""
     column, row = placed[colour, shape]
     question = ask.BESIDE.format(f"{colour} {shape}")
     for at, ((other_colour, other), place) in enumerate(placed.items()):
         if place == (column + 1, row):
-            return Turn(question, f"the {other_colour} {other}", shown=at)
+            shown = None if runs[at].tag.head is None else at
+            return Turn(question, f"the {other_colour} {other}", shown=shown)
     return Turn(question, ask.NOTHING)
 
 
@@ -66,6 +69,7 @@ def boxes(brush: Brush) -> Scene:
     placed = _place(brush, page, rng.randint(1, 3))
     turns = []
     for at, (colour, shape) in enumerate(placed):
+        page.corners += _corners(page, page.runs[at].marks[0])
         box = _thousandths(page.runs[at].marks[0], page)
         name = f"{colour} {shape}"
         answer = f"<ref>{name}</ref><box>[[{', '.join(map(str, box))}]]</box>"
@@ -104,16 +108,21 @@ def _place(brush: Brush, page: Page, count: int) -> dict[tuple[str, str], tuple[
         # What covers a cell is the last that is marked there: its colour, which tells shapes apart wherever they are seen.
         page.marks += reversed(marks)
         drawn.append(Run((colour, shape), marks, Tag()))
-        page.corners += _corners(page, marks[0])
         placed[colour, shape] = (column, row)
-    page.runs += [run._replace(tag=_counted(run, drawn)) for run in drawn]
+    page.runs += [run._replace(tag=_tag(run, drawn, placed)) for run in drawn]
     return placed
 
 
-def _counted(run: Run, drawn: list[Run]) -> Tag:
-    """How many shapes there are up to one, in the order of visual tokens: of its kind as the key, of all as the number."""
+def _tag(run: Run, drawn: list[Run], placed: dict[tuple[str, str], tuple[int, int]]) -> Tag:
+    """How many shapes there are up to one, in the order of visual tokens, as its number.
+
+    The head names what stands to its left, which may be nothing; None where that comes later.
+    """
     seen = [each for each in drawn if _order(each) <= _order(run)]
-    return Tag(str(sum(each.pieces[1] == run.pieces[1] for each in seen)), None, len(seen), None)
+    column, row = placed[run.pieces]
+    left = next((each for each in drawn if placed[each.pieces] == (column - 1, row)), None)
+    head = "" if left is None else left.heading if left in seen else None
+    return Tag(None, head, len(seen), None)
 
 
 def _corners(page: Page, mark: Mark) -> list[Run]:
