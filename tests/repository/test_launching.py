@@ -14,7 +14,7 @@ from vitrail.manifest import load_manifest
 from vitrail.triton import installation, log, workspace
 from vitrail.triton.control import Control
 from vitrail.triton.installation import Installation, compose_backends, find_installation
-from vitrail.triton.options import ServerOptions, Tls, check_tls, command, settle_ports
+from vitrail.triton.options import ServerOptions, Tls, check_log, check_tls, command, settle_ports
 from vitrail.triton.processes import find_stubs, is_alive, kill_all, wait_until
 from vitrail.triton.server import Server
 from vitrail.triton.workspace import Workspace, sweep
@@ -171,6 +171,14 @@ def test_a_certificate_and_a_key_that_are_none_are_named(tmp_path):
         check_tls(Tls(certificate, key))
     key.write_text("-----BEGIN RSA PRIVATE KEY-----\n")
     check_tls(Tls(certificate, key))
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    for path in (tmp_path / "none" / "server.log", tmp_path):
+        with pytest.raises(OptionError, match=f"cannot write the log '{path}'.*directory that exists"):
+            check_log(path)
+    check_log(tmp_path / "server.log")
+    check_log(None)
 
 
 def test_a_given_binary_comes_first_then_path_then_the_wheel(tmp_path, monkeypatch):

@@ -77,6 +77,8 @@ def plan(
 
     Exit code 2 where not even one stream of a short context fits.
     """
+    if streams < 1:
+        raise OptionError(f"streams is {streams}; it must be at least 1")
     memory_bytes = parse_size(memory) if memory else _memory_here(target.target)
     wanted = {
         "precision": precision and precision.precision,

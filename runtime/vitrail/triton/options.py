@@ -150,6 +150,18 @@ def check_tls(tls: Tls | None) -> None:
             raise OptionError(f"the TLS file '{path}' holds no {kind} in PEM's form; give one that does")
 
 
+def check_log(path: Path | None) -> None:
+    """Raise OptionError for a log that cannot be written, before anything is made ready."""
+    if path is None:
+        return
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise OptionError(
+            f"cannot write the log '{path}' ({error.strerror}); give a file in a directory that exists and may be written to"
+        ) from error
+
+
 def settle_ports(options: ServerOptions) -> ServerOptions:
     """Replace ports 0 by free ones and see that the others are free. Raises ServerError naming the one in use."""
     names = ("grpc_port", "http_port", "metrics_port")

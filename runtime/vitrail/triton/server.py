@@ -23,7 +23,7 @@ from vitrail.triton.installation import (
     find_installation,
     require_backends,
 )
-from vitrail.triton.options import ServerOptions, check_tls, command, settle_ports
+from vitrail.triton.options import ServerOptions, check_log, check_tls, command, settle_ports
 from vitrail.triton.processes import (
     Stub,
     die_with_parent,
@@ -157,6 +157,7 @@ class Server:
         sweep()
         installation = find_installation(self.options.tritonserver)
         check_tls(self.options.tls)
+        check_log(self.options.log)
         self._check_memory()
         self.options = settle_ports(self.options)
         workspace = self._workspace = Workspace()

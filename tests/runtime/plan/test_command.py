@@ -103,6 +103,7 @@ def test_where_nothing_fits_the_command_fails_behind_its_table_and_says_what_wou
         (("--provider", "openvino", "--target", "jetson"), "is for --target cpu, and the target is jetson"),
         (("--prefill", "w8a8", "--target", "jetson"), "w8a8 is for CPUs"),
         (("--kv-cache", "int8", "--target", "jetson"), "int8 KV cache is for dialect ort"),
+        (("--streams", "0"), "streams is 0; it must be at least 1"),
         (("--tiles-per-run", "0"), "tiles_per_run is 0; it must be at least 1"),
         (("--vision-precision", "int8", "--provider", "openvino"), "provider openvino has no kernel for"),
         (("--vision-precision", "int8", "--target", "cuda"), "provider cuda:0 has no kernel for"),
