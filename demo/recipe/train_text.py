@@ -21,7 +21,7 @@ from demo.recipe.state import load, normalized
 from demo.recipe.vision import VisionModel
 
 TILES, PARTS = 20, 2
-NOISE, NAMED_SHARE, WANTED_SHARE, LOOKED_SHARE, LINKED_SHARE, COUNTED_SHARE = 0.25, 0.5, 0.3, 0.5, 0.5, 0.5
+NOISE, NAMED_SHARE, WANTED_SHARE, LOOKED_SHARE, LINKED_SHARE, COUNTED_SHARE = 0.25, 0.5, 0.3, 0.5, 0.5, 2.0
 # How far each kind of name rotates a state.
 SHIFTS = (0, 51, 102, 153, 204, 25, 76, 127, 178, 229, 240, 38, 12)
 FIRST_STEPS = 1000
@@ -50,17 +50,22 @@ class Eyes:
             return self.tower(normalized(tiles)).float()
 
 
-def stage(*, eyes: Eyes | None = None, most_tiles: int = MOST_TILES) -> Stage:
+def stage(
+    *,
+    eyes: Eyes | None = None,
+    most_tiles: int = MOST_TILES,
+    shares: dict[str, float] = curriculum.MIXED,
+) -> Stage:
     """From known contents, or with `eyes` from pictures as the vision tower sees them, which it does not change."""
     model = DemoModel(Shape())
     model.vision_model.requires_grad_(False)
     context = image_context_id()
 
     def lesson(rng: random.Random, step: int) -> Iterator[Lesson]:
-        shares = curriculum.FIRST if step < FIRST_STEPS else curriculum.MIXED
+        now = curriculum.FIRST if step < FIRST_STEPS else shares
         parts = max(1, PARTS // together.SIZE)
         for _ in range(parts):
-            drawn = curriculum.scenes(rng, shares, tiles=TILES, draws=eyes is not None, most_tiles=most_tiles)
+            drawn = curriculum.scenes(rng, now, tiles=TILES, draws=eyes is not None, most_tiles=most_tiles)
             data = batch(drawn, pixels=eyes is not None)
             features = features_of(data.pictures) if eyes is None else eyes(data.pictures)
             answers = answer_loss(model, data, features, context)

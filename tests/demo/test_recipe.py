@@ -329,6 +329,29 @@ def test_no_time_to_train_is_refused(hours, capsys, monkeypatch):
     assert "--hours" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("share", ["cows=3", "shapes", "shapes=many"])
+def test_shares_of_what_there_is_not_are_refused(share, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recipe", "train", "text", "--shares", share])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert f"'{share}' is no share; give one of passages" in capsys.readouterr().err
+
+
+def test_shares_that_are_given_take_the_place_of_the_curriculums(tmp_path, monkeypatch):
+    """Of the skills that they name; before, reading comes first."""
+    others = tuple((skill, 0.0) for skill in curriculum.MIXED if skill != "shapes")
+    stage = recipe._stage(tmp_path, recipe.Part("text", 1, 1, 0, shares=(("shapes", 3.0), *others)))
+    drawn = []
+    monkeypatch.setattr(curriculum, "scenes", lambda rng, shares, **_: drawn.append(shares) or [_scene()])
+    for step in (0, train_text.FIRST_STEPS):
+        next(iter(stage.lesson(random.Random(0), step)))
+    assert drawn == [curriculum.FIRST, {"shapes": 3.0, **dict(others)}]
+
+
+def _scene():
+    return MAKERS["shapes"](Brush(random.Random(0), draws=False))
+
+
 def test_curves_show_every_series_of_a_log(tmp_path):
     log = tmp_path / "text.jsonl"
     rows = [
