@@ -72,6 +72,8 @@ def train_whole(arguments: argparse.Namespace) -> None:
 
 
 def train_part(arguments: argparse.Namespace) -> None:
+    if arguments.stage != "text" and (arguments.eyes or arguments.shares):
+        raise SystemExit(f"error: --eyes and --shares are for stage text, and the stage is {arguments.stage}")
     part = Part(
         arguments.stage,
         1.0,

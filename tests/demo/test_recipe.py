@@ -337,6 +337,14 @@ def test_shares_of_what_there_is_not_are_refused(share, capsys, monkeypatch):
     assert f"'{share}' is no share; give one of passages" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--eyes"], ["--shares", "shapes=50"]])
+def test_what_is_for_the_language_model_is_refused_for_the_vision_tower(option, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["recipe", "train", "vision", "--directory", str(tmp_path), *option])
+    with pytest.raises(SystemExit, match="for stage text, and the stage is vision"):
+        recipe.main()
+    assert not list(tmp_path.iterdir())
+
+
 def test_shares_that_are_given_take_the_place_of_the_curriculums(tmp_path, monkeypatch):
     """Of the skills that they name; before, reading comes first."""
     others = tuple((skill, 0.0) for skill in curriculum.MIXED if skill != "shapes")
