@@ -52,6 +52,8 @@ class Reached(NamedTuple):
 @ending()
 def main() -> None:
     options = read_arguments()
+    if options.rounds < 1:
+        raise SystemExit(f"error: --rounds is {options.rounds}; give at least 1")
     directory: Path = options.demo or options.model
     slots = SLOTS if "streams" in options.only else 4
     with open_targets(directory, triton="triton" in options.only, slots=slots) as (engine, client):

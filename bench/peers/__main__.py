@@ -39,6 +39,7 @@ def main() -> None:
     stages = [stage for stage in STAGES if stage.kind in args.stages and wanted(args.sizes, stage)]
     parts: list[Part] = list(dict.fromkeys(stage.part for stage in stages))
     entries = {part: [each for each in CONTESTANTS[part] if named(each, args.only)] for part in parts}
+    require_contest(args, stages, entries)
     exports = {each.extra["artifacts"]: 0 for part in parts for each in entries[part] if each.ours}
     try:
         prepare(work, args.model, layers=args.layers or None, exports=exports)
@@ -71,6 +72,18 @@ def main() -> None:
 
 def named(entry: Entry, only: list[str] | None) -> bool:
     return only is None or any(text.lower() in entry.name.lower() for text in only)
+
+
+def require_contest(args: argparse.Namespace, stages: list[Stage], entries: dict[Part, list[Entry]]) -> None:
+    """Exit, before any result is written again, where nothing would be measured."""
+    if args.rounds < 1:
+        sys.exit(f"nothing measured: --rounds is {args.rounds}; give at least 1")
+    if not stages:
+        sizes = sorted({stage.size for stage in STAGES if stage.kind in args.stages})
+        sys.exit(f"nothing measured: no stage has a size of {args.sizes}; give some of {sizes}")
+    if not any(entries.values()):
+        names = ", ".join(each.name for part in entries for each in CONTESTANTS[part])
+        sys.exit(f"nothing measured: no contestant is called {args.only}; there are {names}")
 
 
 def wanted(sizes: list[int] | None, stage: Stage) -> bool:

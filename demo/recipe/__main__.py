@@ -74,6 +74,8 @@ def train_whole(arguments: argparse.Namespace) -> None:
 def train_part(arguments: argparse.Namespace) -> None:
     if arguments.stage != "text" and (arguments.eyes or arguments.shares):
         raise SystemExit(f"error: --eyes and --shares are for stage text, and the stage is {arguments.stage}")
+    if not any((curriculum.MIXED | dict(arguments.shares)).values()):
+        raise SystemExit("error: --shares leaves nothing to draw; give one skill a weight above 0")
     part = Part(
         arguments.stage,
         1.0,

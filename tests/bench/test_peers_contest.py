@@ -1,9 +1,11 @@
 """The contest's own parts: who takes part, what a stage is, the machine's limits, the one checkpoint of all, the card."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
+from bench.peers import __main__ as contest_command
 from bench.peers import card as cards
 from bench.peers.contest import CONTESTANTS, EXPORTS, OURS, STAGES, Stage
 from bench.peers.install import HERE
@@ -156,3 +158,19 @@ def test_a_run_of_one_stage_keeps_the_figures_of_the_others(opened):
 
 DECODE_1 = next(stage for stage in STAGES if stage.kind == "decode" and stage.size == 1)
 PREFILL = next(stage for stage in STAGES if stage.kind == "prefill")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--sizes", "3"], r"no stage has a size of \[3\]; give some of \[1, 4, 8\]"),
+        (["--only", "nobody"], r"no contestant is called \['nobody'\]; there are vitrail int4"),
+        (["--rounds", "0"], "--rounds is 0; give at least 1"),
+    ],
+)
+def test_a_contest_of_nothing_is_told_before_anything_is_written(options, told, tmp_path, monkeypatch):
+    where = [text for name in ("--work", "--out", "--plots") for text in (name, str(tmp_path))]
+    monkeypatch.setattr(sys, "argv", ["bench.peers", "--stages", "decode", *where, *options])
+    with pytest.raises(SystemExit, match=f"nothing measured: {told}"):
+        contest_command.main()
+    assert not list(tmp_path.iterdir())

@@ -345,6 +345,15 @@ def test_what_is_for_the_language_model_is_refused_for_the_vision_tower(option, 
     assert not list(tmp_path.iterdir())
 
 
+def test_shares_of_nothing_at_all_are_refused(monkeypatch, tmp_path):
+    shares = [f"{skill}=0" for skill in curriculum.MIXED]
+    monkeypatch.setattr(
+        sys, "argv", ["recipe", "train", "text", "--directory", str(tmp_path), "--shares", *shares]
+    )
+    with pytest.raises(SystemExit, match="leaves nothing to draw"):
+        recipe.main()
+
+
 def test_shares_that_are_given_take_the_place_of_the_curriculums(tmp_path, monkeypatch):
     """Of the skills that they name; before, reading comes first."""
     others = tuple((skill, 0.0) for skill in curriculum.MIXED if skill != "shapes")
