@@ -7,14 +7,20 @@ go on until the average of their steps is within the bound again.
 from __future__ import annotations
 
 import math
+from collections import deque
+from statistics import linear_regression
 
-# A chunk is to cost so many decode steps. A step's fixed cost is part of both, so at least half of a chunk's time
-# goes into its tokens, however few they are.
+# A chunk is to cost so many decode steps,
 CHUNK_STEPS = 2.0
+# and so many times what it costs without its tokens: where prompts have a graph of their own, that can be more than a
+# step, and chunks would shrink to a token that costs as much as fifty.
+CHUNK_FIXED_COSTS = 2.0
 # Prompts get a tenth of the time however tight the bound is: nobody waits for ever.
 LEAST_SLOWDOWN = 1.1
 # Weight of the newest measurement.
 _GAIN = 0.3
+# The latest chunks tell what one costs without its tokens, once the longest has so many times the tokens of the shortest.
+_CHUNKS, _SPREAD = 16, 2
 
 
 class Pace:
@@ -29,7 +35,9 @@ class Pace:
         self._slowdown = slowdown
         self._tpot_target_s = tpot_target_s
         self._step_s = 0.0  # of a decode step; 0 until one was measured
-        self._token_s = 0.0  # of a prompt's token, its share of the chunk's fixed cost included
+        self._chunks: deque[tuple[int, float]] = deque(maxlen=_CHUNKS)  # tokens and seconds
+        self._fixed_s = 0.0  # of a chunk, whatever its length
+        self._token_s = 0.0  # of a prompt's token, beside that
         self._owed_s = 0.0  # decode time that is due before the next chunk
 
     @property
@@ -45,14 +53,28 @@ class Pace:
             return self.largest_chunk
         if self._owed_s > 0:
             return 0
-        chunk_s = max(CHUNK_STEPS, self.slowdown - 1) * self._step_s
-        return max(1, min(self.largest_chunk, int(chunk_s / self._token_s)))
+        chunk_s = max(
+            CHUNK_STEPS * self._step_s, (self.slowdown - 1) * self._step_s, CHUNK_FIXED_COSTS * self._fixed_s
+        )
+        return max(1, min(self.largest_chunk, int((chunk_s - self._fixed_s) / self._token_s)))
 
     def read(self, tokens: int, seconds: float, *, writing: bool) -> None:
         """A chunk took so long."""
-        # Not averaged: the fixed cost's share depends on the length, and this is the length to go on from.
-        self._token_s = seconds / tokens
+        self._chunks.append((tokens, seconds))
+        self._fixed_s = self._fixed_cost_s()
+        # Not averaged: a token costs more the more of its prompt lies before it, and the next chunk follows this one.
+        self._token_s = (seconds - self._fixed_s) / tokens
         self._owed_s = self._owed_s + seconds / (self.slowdown - 1) if writing else 0.0
+
+    def _fixed_cost_s(self) -> float:
+        """What a chunk would cost without tokens, at most three quarters of the latest: as before where all of them are
+        too much alike to tell.
+        """
+        lengths, times_s = zip(*self._chunks, strict=True)
+        found_s = self._fixed_s
+        if max(lengths) >= _SPREAD * min(lengths):
+            found_s = linear_regression(lengths, times_s).intercept
+        return max(0.0, min(found_s, 0.75 * times_s[-1]))
 
     def wrote(self, seconds: float) -> None:
         """A decode step took so long."""

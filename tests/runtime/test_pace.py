@@ -1,9 +1,10 @@
-"""Chunks of prompts against machines of every kind: a fixed cost of each step and one of each token."""
+"""Chunks of prompts against machines of every kind: a fixed cost of each step and chunk and one of each token."""
 
 from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 
@@ -11,25 +12,28 @@ from vitrail.pace import CHUNK_STEPS, LEAST_SLOWDOWN, Pace
 
 # (fixed, per prompt token, per decoding row) in seconds: a small CPU, a large one, a GPU.
 MACHINES = [(0.1, 0.016, 0.02), (0.001, 0.0003, 0.0002), (0.01, 0.00002, 0.0001)]
+# A chunk's fixed cost beside MACHINES[1], where another graph with other weights reads prompts.
+READER_S = 0.006
 LARGEST = 512
 
 
-def simulate(pace, machine, *, prompt_tokens, rows=4, noise=0.0, seed=0):
+def simulate(pace, machine, *, prompt_tokens, rows=4, noise=0.0, seed=0, reader_s=None):
     """Read a prompt while `rows` answers are written; chunks with their seconds, and the number of decode steps."""
     fixed_s, token_s, row_s = machine
+    reader_s = fixed_s if reader_s is None else reader_s
     chance = random.Random(seed)
 
     def cost(seconds):
         return seconds * chance.uniform(1, 1 + noise)
 
-    pace.read(LARGEST, fixed_s + LARGEST * token_s, writing=False)
+    pace.read(LARGEST, reader_s + LARGEST * token_s, writing=False)
     pace.wrote(cost(fixed_s + rows * row_s))
     chunks, steps, after_prefill = [], 0, False
     while prompt_tokens:
         tokens = 0 if after_prefill else min(prompt_tokens, pace.chunk(writing=True))
         after_prefill = tokens > 0
         if tokens:
-            chunks.append((tokens, cost(fixed_s + tokens * token_s)))
+            chunks.append((tokens, cost(reader_s + tokens * token_s)))
             pace.read(*chunks[-1], writing=True)
             prompt_tokens -= tokens
         else:
@@ -62,6 +66,23 @@ def test_no_chunk_stalls_answers_for_long_and_half_of_its_time_goes_into_tokens(
     assert max(seconds for _, seconds in chunks) <= (CHUNK_STEPS + 1.01) * step_s
     settled = chunks[10:-1]
     assert all(tokens * machine[1] >= 0.45 * seconds or tokens == LARGEST for tokens, seconds in settled)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_chunks_do_not_shrink_to_nothing_where_one_costs_more_than_a_few_steps(noise):
+    fixed_s, token_s, row_s = MACHINES[1]
+    chunks, steps = simulate(
+        Pace(largest_chunk=LARGEST, slowdown=2.0),
+        MACHINES[1],
+        prompt_tokens=20_000,
+        noise=noise,
+        reader_s=READER_S,
+    )
+    assert CHUNK_STEPS * (fixed_s + 4 * row_s) < READER_S
+    settled = [tokens for tokens, _ in chunks[16:-1]]
+    assert statistics.median(settled) * token_s == pytest.approx(READER_S, rel=0.5 if noise else 0.1)
+    average_s = (1 + noise / 2) * (fixed_s + 4 * row_s) + sum(seconds for _, seconds in chunks[:-1]) / steps
+    assert average_s <= 2.1 * (1 + noise / 2) * (fixed_s + 4 * row_s)
 
 
 def test_the_bound_holds_on_a_noisy_machine():
