@@ -150,16 +150,34 @@ class TensorInt8Linear(Int8Linear):
         )
 
 
-class RowInt8Linear(Int8Linear):
+class CodedInt8Linear(Int8Linear):
+    """Of rows that are codes already, without bias: each row's step is still to be multiplied by."""
+
+    def forward(self, op: Any, codes: Any) -> Any:
+        return op.MatMulIntegerToFloat(
+            codes, self.weight, 1.0, self.scales, _middle(op), _domain=CONTRIB, _version=1
+        )
+
+
+class RowInt8Linear(CodedInt8Linear):
     """Activations by a scale for each row, so that no row depends on its neighbours."""
 
     def forward(self, op: Any, x: Any) -> Any:
-        middle = op.Constant(value=ir.tensor(np.array(128, np.uint8)))
-        largest = op.Clip(op.ReduceMax(op.Abs(x), [-1], keepdims=1), SMALLEST)
-        codes = op.QuantizeLinear(op.Mul(x, op.Div(127.0, largest)), 1.0, middle)
-        y = op.MatMulIntegerToFloat(codes, self.weight, 1.0, self.scales, middle, _domain=CONTRIB, _version=1)
-        y = op.Mul(y, op.Div(largest, 127.0))
+        codes, step = row_codes(op, x)
+        y = op.Mul(super().forward(op, codes), step)
         return y if self.bias is None else op.Add(y, self.bias)
+
+
+def row_codes(op: Any, x: Any) -> tuple[Any, Any]:
+    """x [..., size] -> uint8 codes around 128 [..., size], the step between two of them [..., 1]. Multiplying a row by
+    a positive number changes its step alone.
+    """
+    largest = op.Clip(op.ReduceMax(op.Abs(x), [-1], keepdims=1), SMALLEST)
+    return op.QuantizeLinear(op.Mul(x, op.Div(127.0, largest)), 1.0, _middle(op)), op.Div(largest, 127.0)
+
+
+def _middle(op: Any) -> Any:
+    return op.Constant(value=ir.tensor(np.array(128, np.uint8)))
 
 
 class DequantizedLinear(nn.Module):  # type: ignore[misc]
