@@ -169,6 +169,7 @@ class Decoder:
 
     def step(self) -> bool:
         """One forward pass: schedule, forward, sample, emit. False where there is nothing to do."""
+        began_s = self._clock()
         self._dismiss()
         self._admit()
         batch = self._schedule()
@@ -176,6 +177,7 @@ class Decoder:
             return False
         for sequence, found in self._forward(batch):
             self._emit(sequence, found)
+        self._measure(batch, self._clock() - began_s)
         self._vacate()
         return True
 
@@ -287,7 +289,6 @@ class Decoder:
 
         A batch that fails is run again row by row, so that only the requests that fail alone end.
         """
-        began_s = self._clock()
         try:
             found = self._session.sample(
                 to_step(batch, self._session), [row.plan() for row in batch.answered]
@@ -296,7 +297,6 @@ class Decoder:
             log.exception("a forward pass over %d rows failed", len(batch.rows))
             yield from self._retry(batch)
             return
-        self._measure(batch, self._clock() - began_s)
         for row in batch.rows:
             row.advance(batch.new_tokens)
         self._totals.count(batch)

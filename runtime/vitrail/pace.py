@@ -34,11 +34,12 @@ class Pace:
         self.largest_chunk = largest_chunk
         self._slowdown = slowdown
         self._tpot_target_s = tpot_target_s
-        self._step_s = 0.0  # of a decode step; 0 until one was measured
+        self._step_s = 0.0  # of a decode step that nothing disturbs; 0 until one was measured
         self._chunks: deque[tuple[int, float]] = deque(maxlen=_CHUNKS)  # tokens and seconds
         self._fixed_s = 0.0  # of a chunk, whatever its length
         self._token_s = 0.0  # of a prompt's token, beside that
-        self._owed_s = 0.0  # decode time that is due before the next chunk
+        self._owed_s = 0.0  # of chunks, which decode steps have not made up for yet
+        self._after_chunk = False
 
     @property
     def slowdown(self) -> float:
@@ -64,19 +65,28 @@ class Pace:
         self._fixed_s = self._fixed_cost_s()
         # Not averaged: a token costs more the more of its prompt lies before it, and the next chunk follows this one.
         self._token_s = (seconds - self._fixed_s) / tokens
-        self._owed_s = self._owed_s + seconds / (self.slowdown - 1) if writing else 0.0
+        self._owed_s = self._owed_s + seconds if writing else 0.0
+        self._after_chunk = True
 
     def _fixed_cost_s(self) -> float:
         """What a chunk would cost without tokens, at most three quarters of the latest: as before where all of them are
         too much alike to tell.
         """
-        lengths, times_s = zip(*self._chunks, strict=True)
+        lengths = [tokens for tokens, _ in self._chunks]
+        times_s = [seconds for _, seconds in self._chunks]
         found_s = self._fixed_s
         if max(lengths) >= _SPREAD * min(lengths):
             found_s = linear_regression(lengths, times_s).intercept
         return max(0.0, min(found_s, 0.75 * times_s[-1]))
 
     def wrote(self, seconds: float) -> None:
-        """A decode step took so long."""
-        self._step_s += (_GAIN if self._step_s else 1.0) * (seconds - self._step_s)
-        self._owed_s = max(self._owed_s - seconds, -seconds)
+        """A decode step took so long. Right after a chunk it finds the processor's caches full of other things, so what
+        steps cost undisturbed is then told by a faster one only.
+        """
+        if not self._step_s:
+            self._step_s = seconds
+        elif not self._after_chunk or seconds < self._step_s:
+            self._step_s += _GAIN * (seconds - self._step_s)
+        self._after_chunk = False
+        left_s = max(self.slowdown * self._step_s - seconds, (LEAST_SLOWDOWN - 1) * seconds)
+        self._owed_s = max(self._owed_s - left_s, -left_s)

@@ -103,8 +103,8 @@ def next_prompt(rows: Sequence[R]) -> R | None:
 
 
 def delays(prompt: R, rows: Sequence[R]) -> bool:
-    """Whether reading a prompt delays an answer that is at least as urgent."""
-    return any(_decodes(row) and row.priority <= prompt.priority for row in rows)
+    """Whether reading a prompt delays an answer of another row that is at least as urgent."""
+    return any(row is not prompt and _decodes(row) and row.priority <= prompt.priority for row in rows)
 
 
 def due(begun: int, missing: int, priority: int, *, level: int) -> int:
