@@ -31,19 +31,21 @@ ON_HOST = frozenset(
 )  # of shapes, by which no tensor crosses the bus
 WANTED: dict[type, str] = {Cpu: CPU, OpenVino: OPENVINO, Cuda: CUDA}
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+SPIN_US = 50
 SDPA_KERNELS = {"auto": 0, "flash": 1, "efficient": 2, "cudnn": 8}
 
 
 def open_session(
-    graph: Path, provider: Cpu | Cuda, *, optimize: bool = True, graphs: bool = False
+    graph: Path, provider: Cpu | Cuda, *, optimize: bool = True, graphs: bool = False, spin: bool = False
 ) -> ort.InferenceSession:
     """A session on this provider; ONNX Runtime falls back to no other. graphs: whether its runs may be CUDA graphs.
+    spin: whether a CPU's threads wait awake, for SPIN_US, for the next operator.
 
     Raises OptionError, with the cause, for a provider that is not to be had here, ArtifactError for a bad file.
     """
     if isinstance(provider, Cuda):
         check_cuda(provider)
-    options = _session_options(provider, optimize=optimize)
+    options = _session_options(provider, optimize=optimize, spin=spin)
     try:
         session = ort.InferenceSession(
             graph, options, providers=_providers(provider, graphs=graphs), enable_fallback=0
@@ -123,11 +125,13 @@ def _check_placement(session: ort.InferenceSession, graph: Path, provider: Cpu |
         raise no_kernels(graph.name, provider, names)
 
 
-def _session_options(provider: Cpu | Cuda, *, optimize: bool) -> ort.SessionOptions:
+def _session_options(provider: Cpu | Cuda, *, optimize: bool, spin: bool = False) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # Vision and decoder share the cores, in one process or several: threads that spin while they wait take them away.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    if spin:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     if not cpu_features() & VNNI:
         # x86 adds products of uint8 and int8 up in 16 bits there, which overflow: onnxruntime's slower kernels do not.
         options.add_session_config_entry("session.x64quantprecision", "1")

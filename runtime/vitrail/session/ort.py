@@ -29,6 +29,9 @@ from vitrail.session.table import open_table
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
 """numpy has no bfloat16: its bits."""
+SPINNING_WIDTH = 512
+"""Language models from this hidden size on wait awake between operators: asleep, threads are called back so slowly that a
+step takes a seventh more. Those of small ones wait for longer than they compute, and would take the cores from vision."""
 
 
 class OrtVision(InSteps):
@@ -100,7 +103,10 @@ class OrtDecoder(OnHost):
         self.table = open_table(directory / manifest.artifacts["token_embeddings"].path, contract)
         self.reads_as_written = contract.prefill == "same"
         graphs = {name: directory / manifest.artifacts[name].path for name in contract.graphs}
-        opened = {name: open_session(path, provider, optimize=optimize) for name, path in graphs.items()}
+        spin = manifest.decoder.hidden_size >= SPINNING_WIDTH
+        opened = {
+            name: open_session(path, provider, optimize=optimize, spin=spin) for name, path in graphs.items()
+        }
         for name, session in opened.items():
             check_decoder(session, contract, name)
         self.session = opened["decoder"]
