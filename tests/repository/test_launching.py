@@ -19,6 +19,8 @@ from vitrail.triton.processes import find_stubs, is_alive, kill_all, wait_until
 from vitrail.triton.server import Server
 from vitrail.triton.workspace import Workspace, sweep
 
+TUNABLES = "GLIBC_TUNABLES"
+
 
 def words_of(options):
     return command(
@@ -51,6 +53,23 @@ def test_arrays_of_a_large_tile_s_size_are_given_back_when_they_are_freed(tmp_pa
         for each in (small, large)
     ]
     assert kept[0] > kept[1] == 4 * large.tokens_per_tile * large.feature_size
+
+
+def test_fresh_memory_comes_in_huge_pages_where_tiles_are_quick_unless_it_is_told_otherwise(
+    tmp_path, exported, monkeypatch
+):
+    small = load_manifest(exported("internvl2-tiny")).vision
+    large = small.model_copy(update={"tokens_per_tile": 256, "feature_size": 4096})
+
+    def told(vision):
+        return installation.environment(Installation(tmp_path), artifacts=tmp_path, vision=vision).get(
+            TUNABLES
+        )
+
+    monkeypatch.delenv(TUNABLES, raising=False)
+    assert (told(small), told(large)) == ("glibc.malloc.hugetlb=1", None)
+    monkeypatch.setenv(TUNABLES, "glibc.malloc.hugetlb=0")
+    assert told(small) == "glibc.malloc.hugetlb=0"
 
 
 def test_an_ipv6_address_is_written_as_each_port_wants_it():
