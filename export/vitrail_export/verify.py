@@ -40,6 +40,8 @@ VISUAL_TOKENS, TEXT_TOKENS = 16, 48
 FLOORS = {"float32": 0.99999, "float16": 0.999, "bfloat16": 0.999}
 VISION_FLOORS = {**FLOORS, "int8": 0.999, "int8-static": 0.999}
 """Lowest cosine of each precision. A decoder's integer weights have none: what they cost depends on the checkpoint."""
+CACHE_FLOOR = 0.999
+"""Of a language model over an int8 KV cache whose weights have a higher one."""
 EMULATED_FLOOR = 0.99
 """Of a graph in bfloat16 on a CPU, where it is emulated and rounds more often: there PyTorch tells whether FLOORS are kept."""
 
@@ -259,15 +261,17 @@ def _precision(manifest: Manifest, stage: str) -> str:
 
 
 def check_floors(stages: Stages, found: Sequence[Parity]) -> None:
-    manifest = stages.manifest
+    decoder = stages.manifest.decoder
     for each in found:
-        decoding = each.stage in manifest.decoder.graphs
-        precision = _precision(manifest, each.stage)
+        precision, cure = _precision(stages.manifest, each.stage), "export this stage in a higher precision"
+        decoding = each.stage in decoder.graphs
         floor = (FLOORS if decoding else VISION_FLOORS).get(precision, -1.0)
+        if decoding and decoder.cache == "int8" and floor > CACHE_FLOOR:
+            floor, cure = CACHE_FLOOR, "leave --kv-cache int8 out, or fit it to pictures that say more"
         if precision == "bfloat16" and isinstance(stages.provider, Cpu):
             floor = EMULATED_FLOOR
         if each.cosine < floor:
             raise ExportError(
                 f"{each.stage} in {precision} has cosine {each.cosine:.6f} to the float32 reference, below {floor}; "
-                f"{FILENAME} records it; export this stage in a higher precision"
+                f"{FILENAME} records it; {cure}"
             )

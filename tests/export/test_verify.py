@@ -43,6 +43,17 @@ def test_an_export_that_computes_something_else_is_refused_and_loses_its_manifes
     assert not (out / FILENAME).exists()
 
 
+def test_an_int8_cache_has_a_floor_of_its_own_and_its_own_cure(tmp_path, monkeypatch):
+    out = export(tmp_path / "out", precision="float32", cache="int8", calibration=REFERENCE / "images")
+    assert 0.999 <= verify(out, TINY)[-1].cosine < 0.99999
+    check(out, TINY)
+    right = module.Stages.logits
+    monkeypatch.setattr(module.Stages, "logits", lambda *given: -right(*given))
+    cure = r"below 0\.999; manifest\.json records it; leave --kv-cache int8 out"
+    with pytest.raises(ExportError, match=cure):
+        check(out, TINY)
+
+
 def test_an_export_whose_check_is_interrupted_has_no_manifest(tmp_path, monkeypatch):
     def interrupt(*_):
         assert not (out / FILENAME).exists()
