@@ -169,7 +169,6 @@ class Decoder:
 
     def step(self) -> bool:
         """One forward pass: schedule, forward, sample, emit. False where there is nothing to do."""
-        began_s = self._clock()
         self._dismiss()
         self._admit()
         batch = self._schedule()
@@ -177,7 +176,6 @@ class Decoder:
             return False
         for sequence, found in self._forward(batch):
             self._emit(sequence, found)
-        self._measure(batch, self._clock() - began_s)
         self._vacate()
         return True
 
@@ -289,6 +287,7 @@ class Decoder:
 
         A batch that fails is run again row by row, so that only the requests that fail alone end.
         """
+        began_s = self._clock()
         try:
             found = self._session.sample(
                 to_step(batch, self._session), [row.plan() for row in batch.answered]
@@ -301,6 +300,7 @@ class Decoder:
             row.advance(batch.new_tokens)
         self._totals.count(batch)
         yield from zip(batch.answered, found, strict=True)
+        self._measure(batch, self._clock() - began_s)  # what became of the tokens meanwhile included
 
     def _measure(self, batch: Batch, seconds: float) -> None:
         if isinstance(batch, Prefill):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from vitrail.pace import Pace
-from vitrail.schedule import Decode, Prefill, due, next_batch
+from vitrail.schedule import Decode, Prefill, delays, due, next_batch
 
 
 class Row(NamedTuple):
@@ -103,6 +103,11 @@ def test_less_urgent_answers_do_not_hold_back_a_prompt():
     owing.read(4, 3.0, writing=True)
     prompt, answer = Row(0, 9, 0, priority=1), Row(1, 3, 3, priority=2)
     assert batch(prompt, answer, at=owing) == Prefill(prompt, 0, 4)
+
+
+def test_a_prompt_that_was_just_read_delays_the_answers_of_others_and_not_its_own():
+    read, other = Row(0, 4, 4), Row(1, 4, 4)
+    assert (delays(read, [read]), delays(read, [read, other])) == (False, True)
 
 
 def test_a_decode_step_spans_the_slots_of_its_rows_and_carries_the_others_at_their_own_length():
