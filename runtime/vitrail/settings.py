@@ -32,7 +32,7 @@ class Settings:
     queue_limit: int = 64
     default_deadline_s: float = 600.0
     prefix_cache: bool = True
-    tpot_slowdown: float = 2.0
+    tpot_slowdown: float = 1.75
     tpot_target_ms: float | None = None
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import signal
@@ -18,10 +19,12 @@ from vitrail.__main__ import main
 from vitrail.cli import app
 from vitrail.cli.make import FloatPrecision, PrecisionName, VisionPrecisionName
 from vitrail.cli.report import report_lines
+from vitrail.cli.serve import serve
 from vitrail.client.fake import ANSWER, FakeServer, inputs
 from vitrail.core import Choice, Completion, Delta, Grid, ImageReport, Report, Timings, TokenLogprob
 from vitrail.dtypes import Arithmetic
 from vitrail.manifest import Precision, VisionPrecision
+from vitrail.settings import Settings
 
 TWO_ANSWERS = (
     Delta(index=1, text="two", token_ids=(2,), logprobs=(TokenLogprob(2, -0.5, ((2, -0.5),)),)),
@@ -383,3 +386,12 @@ def test_a_terminal_gets_no_control_characters(monkeypatch):
     monkeypatch.setattr("sys.stdout", terminal)
     list(ask._shown([Delta(text="a\x1b[31m\nb\té")]))
     assert terminal.getvalue() == "a[31m\nb\té\n"
+
+
+def test_serve_takes_the_settings_of_an_engine_unless_told_otherwise():
+    told = inspect.signature(serve).parameters
+    names = {name: name for name in ("slots", "prefill_chunk", "prefix_cache", "tpot_slowdown")}
+    names |= {"context": "context_tokens", "queue": "queue_limit", "deadline": "default_deadline_s"}
+    assert {names[name]: told[name].default for name in names} == {
+        name: getattr(Settings(), name) for name in names.values()
+    }

@@ -44,7 +44,7 @@ def serve(
         typer.Option(
             help="How many times longer answers may take per token while prompts are read; inf for no bound."
         ),
-    ] = 2.0,
+    ] = 1.75,
     tpot_target: Annotated[
         float | None, typer.Option(help="Or milliseconds per token that they may take, on average.")
     ] = None,
