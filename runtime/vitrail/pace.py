@@ -13,7 +13,7 @@ from statistics import linear_regression
 # A chunk is to cost so many decode steps,
 CHUNK_STEPS = 2.0
 # and so many times what it costs without its tokens: where prompts have a graph of their own, that can be more than a
-# step, and chunks would shrink to a token that costs as much as fifty.
+# step, and chunks would shrink to a token that costs as much as thirty.
 CHUNK_FIXED_COSTS = 2.0
 # Prompts get a tenth of the time however tight the bound is: nobody waits for ever.
 LEAST_SLOWDOWN = 1.1
@@ -54,9 +54,8 @@ class Pace:
             return self.largest_chunk
         if self._owed_s > 0:
             return 0
-        chunk_s = max(
-            CHUNK_STEPS * self._step_s, (self.slowdown - 1) * self._step_s, CHUNK_FIXED_COSTS * self._fixed_s
-        )
+        steps_s = max(CHUNK_STEPS, self.slowdown - 1) * self._step_s
+        chunk_s = max(steps_s, CHUNK_FIXED_COSTS * self._fixed_s)
         return max(1, min(self.largest_chunk, int((chunk_s - self._fixed_s) / self._token_s)))
 
     def read(self, tokens: int, seconds: float, *, writing: bool) -> None:

@@ -56,6 +56,10 @@ class Settings:
                 raise OptionError(f"{name} is {value}; it must be at most {most}")
         if self.default_deadline_s == 0:
             raise OptionError("default_deadline_s is 0, which ends every request at once; give more seconds")
+        if self.tpot_target_ms == 0:
+            raise OptionError(
+                "tpot_target_ms is 0, which no machine reaches; give more milliseconds, or leave it out"
+            )
         if not isinstance(self.prefix_cache, bool):
             raise OptionError(f"prefix_cache is {self.prefix_cache!r}; it must be True or False")
 

@@ -177,6 +177,7 @@ def test_a_request_that_is_being_answered_never_gives_way():
         ({"default_deadline_s": 604_801}, "default_deadline_s is 604801; it must be at most 604800"),
         ({"tpot_slowdown": 1.0}, "tpot_slowdown is 1.0; it must be at least 1.1"),
         ({"tpot_target_ms": -1}, "tpot_target_ms is -1; it must be at least 0"),
+        ({"tpot_target_ms": 0}, "tpot_target_ms is 0, which no machine reaches"),
     ],
 )
 def test_settings_outside_their_range_are_refused(settings, message):

@@ -85,6 +85,24 @@ def test_chunks_do_not_shrink_to_nothing_where_one_costs_more_than_a_few_steps(n
     assert average_s <= 2.1 * (1 + noise / 2) * (fixed_s + 4 * row_s)
 
 
+@pytest.mark.parametrize("slowdown", [1.75, 2.0])
+def test_the_bound_is_on_steps_that_no_chunk_has_slowed_down(slowdown):
+    pace, chunks_s, steps_s = Pace(largest_chunk=LARGEST, slowdown=slowdown), [], []
+    pace.read(LARGEST, 0.512, writing=False)
+    for _ in range(5):
+        pace.wrote(0.010)
+    for _ in range(400):
+        tokens = 0 if len(chunks_s) > len(steps_s) else pace.chunk(writing=True)
+        if tokens:
+            chunks_s.append(0.001 * tokens)
+            pace.read(tokens, chunks_s[-1], writing=True)
+            steps_s.append(0.016)  # the next step finds everything cold
+        else:
+            steps_s.append(0.010)
+        pace.wrote(steps_s[-1])
+    assert (sum(steps_s) + sum(chunks_s[:-1])) / len(steps_s) <= 1.01 * slowdown * 0.010
+
+
 def test_the_bound_holds_on_a_noisy_machine():
     pace, machine = Pace(largest_chunk=LARGEST, slowdown=2.0), MACHINES[0]
     chunks, steps = simulate(pace, machine, prompt_tokens=20_000, noise=2.0)
